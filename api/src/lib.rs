@@ -1,1 +1,11 @@
-//! What broker and client share.
+//! What broker and client share: names, times, credentials, the wire types and the dbt profile.
+//!
+//! Pure on purpose: no I/O, no clock, no environment is in reach of this crate.
+
+pub mod credential;
+pub mod lease;
+pub mod name;
+pub mod problem;
+pub mod time;
+
+pub use time::{Timestamp, Ttl};
