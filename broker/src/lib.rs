@@ -1,1 +1,12 @@
-//! The broker.
+//! The kdbt broker as a library: `main.rs` and the tests are its only users.
+//!
+//! A request flows one way: identity → grant → lease → warehouse → profile. Each step hands the next one a
+//! stronger type, and dying between any two leaves nothing that nobody knows about.
+
+pub mod audit;
+pub mod clock;
+pub mod grant;
+pub mod lease;
+pub mod mark;
+pub mod store;
+pub mod warehouse;

@@ -1,0 +1,206 @@
+//! The port to a warehouse: one value per server. Its doc comments are its contract; the contract suite in
+//! `tests/` holds every implementation to them.
+
+use async_trait::async_trait;
+use kdbt_api::Timestamp;
+use kdbt_api::credential::ScramVerifier;
+use kdbt_api::lease::LeaseId;
+use kdbt_api::name::{DatabaseName, DbUsername, RoleName};
+
+use crate::grant::{Access, Profile, Session};
+use crate::lease::{EngineId, SubjectHash, UserRef};
+use crate::mark::Mark;
+
+/// All that is needed to make a user, and no secret.
+#[derive(Debug, Clone)]
+pub struct NewUser {
+    /// The lease, for the mark.
+    pub lease: LeaseId,
+    /// Whose, for the mark and the personal owner role.
+    pub subject: SubjectHash,
+    /// The name.
+    pub username: DbUsername,
+    /// What the server stores of the password.
+    pub verifier: ScramVerifier,
+    /// The database of the target.
+    pub database: DatabaseName,
+    /// The rights.
+    pub access: Access,
+    /// Settings of the login.
+    pub session: Session,
+    /// For `search_path`.
+    pub profile: Profile,
+    /// The native expiry.
+    pub ends_at: Timestamp,
+    /// For the mark: past this no renewal goes.
+    pub max_ends_at: Timestamp,
+    /// Nothing is sent after this: the reaper may take the lease for abandoned soon after.
+    pub deadline: tokio::time::Instant,
+}
+
+/// Why a user was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// A role of that name exists. Nothing was made; that role must not be touched.
+    #[error("the user name is taken on the server")]
+    NameTaken,
+    /// The server or a check of ours refused. Nothing was made.
+    #[error("the warehouse refused to make the user")]
+    Refused(#[source] WarehouseError),
+    /// The server may or may not have made the user: the caller records that its end is due.
+    #[error("the answer of the warehouse was lost")]
+    Unknown(#[source] WarehouseError),
+}
+
+/// Something failed between us and the server. For operators: `Display` may name roles and objects, never a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum WarehouseError {
+    /// No connection, or it was lost, or it took too long.
+    #[error("the server cannot be reached: {0}")]
+    Unreachable(String),
+    /// The server said no.
+    #[error("{what}: {code}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
+    Server {
+        /// What was being done.
+        what: &'static str,
+        /// SQLSTATE or vendor code.
+        code: String,
+        /// The missing grant or the like, for operators.
+        hint: Option<String>,
+    },
+    /// A guard of ours: the server is not as the design needs it.
+    #[error("{0}")]
+    Unsafe(String),
+    /// The user is not there, or is not the one that is meant.
+    #[error("the user is not there any more")]
+    Gone,
+}
+
+impl WarehouseError {
+    /// A stable code for rows, audit and metrics; never message text.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Server { code, .. } => code,
+            Self::Unsafe(_) => "unsafe",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// How ending a user went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndOutcome {
+    /// No role of that id, no session and no prepared transaction of it is left.
+    Dropped,
+    /// It cannot log in and holds no membership, but what is named here keeps it from being dropped.
+    Blocked(Vec<String>),
+}
+
+/// A user that bears our installation's mark, as one scan of the catalog saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MarkedUser {
+    /// The name; `None` if it is no lease name (somebody renamed it, or commented a role of their own).
+    pub username: Option<DbUsername>,
+    /// The role name as the catalog has it.
+    pub rolname: String,
+    /// The engine's id.
+    pub engine_id: EngineId,
+    /// The mark, or the reason why it cannot be read.
+    pub mark: Result<Mark, String>,
+    /// The native expiry.
+    pub native_end: Option<Timestamp>,
+    /// Whether it can log in.
+    pub can_login: bool,
+    /// How many sessions it has.
+    pub sessions: u32,
+}
+
+/// One full look at the catalog.
+#[derive(Debug, Clone)]
+pub struct Sweep {
+    /// Every user of this installation.
+    pub users: Vec<MarkedUser>,
+    /// The server's clock.
+    pub server_time: Timestamp,
+    /// How long the answer took; half of it is the doubt in `server_time`.
+    pub round_trip: std::time::Duration,
+}
+
+/// What a policy needs of a server, for `check` and for bootstrap.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// What each database is needed for.
+    pub databases: Vec<DatabaseNeeds>,
+}
+
+/// What the policy needs in one database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseNeeds {
+    /// The database.
+    pub database: DatabaseName,
+    /// Roles that leases act as.
+    pub owners: Vec<RoleName>,
+    /// Group roles that leases or personal roles are members of.
+    pub groups: Vec<RoleName>,
+    /// Whether persons have schemas of their own here.
+    pub own_schemas: bool,
+    /// Whether personal roles may create schemas themselves.
+    pub create_schemas: bool,
+    /// The greatest sum of connections that leases may hold, for the check against `max_connections`.
+    pub connections: u32,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// For information.
+    Info,
+    /// Works, but should be looked at.
+    Warning,
+    /// Leases here fail, or the promises do not hold.
+    Error,
+}
+
+/// One line of the doctor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// A stable kebab-case code.
+    pub code: &'static str,
+    /// What was seen.
+    pub message: String,
+    /// What to do, best as SQL to copy.
+    pub remedy: Option<String>,
+}
+
+/// One server.
+#[async_trait]
+pub trait Warehouse: Send + Sync {
+    /// Makes the user with all memberships, or nothing.
+    async fn create_user(&self, user: NewUser) -> Result<EngineId, CreateError>;
+
+    /// Moves the native expiry. `Gone` if the user is not there or is another one.
+    async fn extend_user(&self, user: &UserRef, ends_at: Timestamp) -> Result<(), WarehouseError>;
+
+    /// Ends the user's sessions and says how many there were; the user lives on.
+    async fn end_sessions(&self, user: &UserRef) -> Result<u32, WarehouseError>;
+
+    /// Ends users: one outcome per user, in order, and one that fails never stops the next. A missing user is
+    /// `Dropped`; one whose mark or engine id differs is never touched, and counts as dropped.
+    async fn end_users(&self, users: &[UserRef]) -> Vec<Result<EndOutcome, WarehouseError>>;
+
+    /// Every user that bears this installation's mark, and the server's time.
+    async fn marked_users(&self) -> Result<Sweep, WarehouseError>;
+
+    /// Ends a user that the catalog shows and no lease explains: mark unreadable, or name changed.
+    /// Known by engine id and mark; never by name.
+    async fn end_marked(&self, user: &MarkedUser) -> Result<EndOutcome, WarehouseError>;
+
+    /// Looks at everything that the policy's needs depend on. Changes nothing.
+    async fn check(&self, needs: &Needs) -> Vec<Finding>;
+}
