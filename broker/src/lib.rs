@@ -5,8 +5,14 @@
 
 pub mod audit;
 pub mod clock;
+pub mod end;
 pub mod grant;
 pub mod lease;
 pub mod mark;
+pub mod reaper;
+pub mod server;
 pub mod store;
+pub mod sweep;
+#[cfg(test)]
+mod testing;
 pub mod warehouse;

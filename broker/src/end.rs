@@ -1,0 +1,162 @@
+//! Ending leases: what the reaper does with those that are due. Takes no input but store, catalog and clock, so
+//! a restart or a second broker changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audit::Actor;
+use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState, UserRef};
+use crate::server::Server;
+use crate::store::{Change, Claimed, Due, LeaseStore, StoreError};
+use crate::warehouse::EndOutcome;
+
+/// How many leases one pass claims at once.
+pub const BATCH: usize = 50;
+
+/// For how long a claim keeps other brokers away.
+const CLAIM_FOR: Duration = Duration::from_mins(1);
+
+/// A lease that stands in `provisioning` for longer was abandoned: the warehouse lane sends nothing 20 s after booking.
+pub const PROVISIONING_FOR: Duration = Duration::from_mins(1);
+
+/// How long a name rests after an end for cause: PostgreSQL's default `authentication_timeout` of 60 s, and 5 s.
+/// The doctor warns where the server's is longer.
+pub const REST: Duration = Duration::from_secs(65);
+
+/// What one pass did, for tests, logs and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassReport {
+    /// How many were claimed.
+    pub claimed: usize,
+    /// Users that are gone now.
+    pub ended: usize,
+    /// Users that are locked out but cannot be dropped yet.
+    pub quarantined: usize,
+    /// Users that must be tried again.
+    pub failed: usize,
+}
+
+/// Claims one batch of due leases and ends their users.
+pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassReport, StoreError> {
+    let due = Due {
+        server: &server.name,
+        now: server.now(),
+        limit: BATCH,
+        hold: CLAIM_FOR,
+        provisioning_for: PROVISIONING_FOR,
+    };
+    let claimed = store.claim_due(due).await?;
+    let mut report = PassReport {
+        claimed: claimed.len(),
+        ..PassReport::default()
+    };
+    if claimed.is_empty() {
+        return Ok(report);
+    }
+    let users: Vec<UserRef> = claimed.iter().map(|claimed| claimed.lease.user_ref()).collect();
+    let outcomes = server.warehouse.end_users(&users).await;
+    for (claimed, outcome) in claimed.into_iter().zip(outcomes) {
+        let lease = &claimed.lease;
+        let event = match outcome {
+            Ok(EndOutcome::Dropped) => {
+                report.ended += 1;
+                LeaseEvent::Dropped { at: server.now() }
+            }
+            Ok(EndOutcome::Blocked(objects)) => {
+                report.quarantined += 1;
+                tracing::error!(lease = %lease.id, user = %lease.username, ?objects, "user is quarantined");
+                LeaseEvent::Blocked { objects }
+            }
+            Err(error) => {
+                report.failed += 1;
+                tracing::warn!(
+                    lease = %lease.id,
+                    user = %lease.username,
+                    error = &error as &dyn std::error::Error,
+                    "user could not be ended yet"
+                );
+                LeaseEvent::EndFailed {
+                    code: error.code().to_owned(),
+                }
+            }
+        };
+        match store.record(outcome_of(&claimed, event, server)).await {
+            Ok(_) => {}
+            // Another broker has taken over meanwhile, and does the same.
+            Err(StoreError::ClaimLost) => tracing::warn!(lease = %lease.id, "the claim was lost"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(report)
+}
+
+fn outcome_of(claimed: &Claimed, event: LeaseEvent, server: &Server) -> Change {
+    let lease = &claimed.lease;
+    let now = server.now();
+    let mut change = Change::new(lease, event, Actor::Broker, now);
+    change.claim = Some(claimed.claim);
+    if matches!(change.event, LeaseEvent::Blocked { .. }) {
+        change.not_before = Some(now + backoff(lease, Duration::from_secs(30), Duration::from_mins(15)));
+    }
+    if matches!(change.event, LeaseEvent::EndFailed { .. }) {
+        change.not_before = Some(now + backoff(lease, Duration::from_secs(1), Duration::from_secs(30)));
+    }
+    if matches!(change.event, LeaseEvent::Dropped { .. }) && rests(lease) {
+        change.rest_until = Some(now + REST);
+    }
+    change
+}
+
+/// Doubles with every attempt, up to a limit. Nothing ever gives up.
+fn backoff(lease: &Lease, first: Duration, most: Duration) -> Duration {
+    let attempts = match &lease.state {
+        LeaseState::Ending { attempts } | LeaseState::Quarantined { attempts, .. } => *attempts,
+        LeaseState::Provisioning | LeaseState::Active | LeaseState::Ended { .. } => 0,
+    };
+    first.saturating_mul(1 << attempts.min(16)).min(most)
+}
+
+/// After an end for cause, or one that needed several tries, the name rests (S26).
+fn rests(lease: &Lease) -> bool {
+    let tried = matches!(lease.state, LeaseState::Ending { attempts } if attempts > 0);
+    tried || lease.end_reason.is_some_and(EndReason::is_for_cause)
+}
+
+/// Marks a lease as due and wakes the reaper. Asking twice is success.
+pub async fn request_end(
+    store: &dyn LeaseStore,
+    server: &Arc<Server>,
+    lease: &Lease,
+    reason: EndReason,
+    by: Actor,
+) -> Result<Lease, StoreError> {
+    let lease = store
+        .record(Change::new(lease, LeaseEvent::EndDue { reason }, by, server.now()))
+        .await?;
+    server.ring();
+    Ok(lease)
+}
+
+/// Waits until the reaper has ended a lease, at most so long, and says how it stands then.
+pub async fn wait_ended(
+    store: &dyn LeaseStore,
+    server: &Server,
+    lease: Lease,
+    at_most: Duration,
+) -> Result<Lease, StoreError> {
+    let mut passes = server.passes();
+    let id = lease.id;
+    let ended = async {
+        loop {
+            let lease = store.lease(id).await?;
+            let done = matches!(lease.state, LeaseState::Ended { .. } | LeaseState::Quarantined { .. });
+            if done || passes.changed().await.is_err() {
+                return Ok(lease);
+            }
+        }
+    };
+    match tokio::time::timeout(at_most, ended).await {
+        Ok(result) => result,
+        Err(_elapsed) => store.lease(id).await,
+    }
+}

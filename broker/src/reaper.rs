@@ -1,0 +1,82 @@
+//! When users are ended: one task per server that sleeps until something is due. What is done: `end` and `sweep`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::SharedClock;
+use crate::end::{self, BATCH, PROVISIONING_FOR};
+use crate::server::Server;
+use crate::store::LeaseStore;
+use crate::sweep;
+
+/// Between two failed attempts to reach the store or the server.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The reaper of one server.
+pub struct Reaper {
+    /// The store.
+    pub store: Arc<dyn LeaseStore>,
+    /// The server.
+    pub server: Arc<Server>,
+    /// The clock.
+    pub clock: SharedClock,
+}
+
+impl Reaper {
+    /// Sweeps at once, then ends what is due and sweeps again whenever its time has come, until told to stop.
+    /// A step that has begun is finished first.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut next_sweep = tokio::time::Instant::now();
+        while !stop.is_cancelled() {
+            if next_sweep <= tokio::time::Instant::now() {
+                next_sweep = tokio::time::Instant::now() + self.sweep().await;
+            }
+            let pause = self
+                .pass()
+                .await
+                .min(next_sweep.saturating_duration_since(tokio::time::Instant::now()));
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.server.rung() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One sweep; returns how long until the next.
+    async fn sweep(&self) -> Duration {
+        match sweep::sweep(self.store.as_ref(), &self.server, self.clock.as_ref()).await {
+            Ok(_) => self.server.sweep_every,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(server = %self.server.name, error, "the sweep did not finish");
+                RETRY
+            }
+        }
+    }
+
+    /// Ends all that is due; returns how long until the next lease is.
+    async fn pass(&self) -> Duration {
+        loop {
+            let report = end::end_due(self.store.as_ref(), &self.server).await;
+            self.server.pass_done();
+            match report {
+                Ok(report) if report.claimed == BATCH => {}
+                Ok(_) => break,
+                Err(error) => return self.store_failed(&error),
+            }
+        }
+        match self.store.next_due(&self.server.name, PROVISIONING_FOR).await {
+            Ok(Some(at)) => at.since(self.server.now()),
+            Ok(None) => self.server.sweep_every,
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    fn store_failed(&self, error: &(dyn std::error::Error + 'static)) -> Duration {
+        tracing::error!(server = %self.server.name, error, "the store failed the reaper");
+        RETRY
+    }
+}

@@ -1,0 +1,238 @@
+//! One server as the use cases see it: its warehouse, its clock, and whether issuing there is safe.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kdbt_api::Timestamp;
+use kdbt_api::lease::SslMode;
+use kdbt_api::name::ServerName;
+use tokio::sync::{Notify, watch};
+
+use crate::clock::SharedClock;
+use crate::warehouse::Warehouse;
+
+/// Past this offset between the two clocks nothing is issued (I3).
+pub const SKEW_LIMIT: Duration = Duration::from_secs(5);
+
+/// Issuing stops when the last full sweep is older than this many sweep intervals (I4).
+const SWEEPS_MISSED: u32 = 6;
+
+/// The address that dbt gets. It may differ from the one that the broker dials.
+#[derive(Debug, Clone)]
+pub struct PublicAddress {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// How the connection is secured.
+    pub sslmode: SslMode,
+    /// The certificate authority as PEM.
+    pub ca_pem: Option<String>,
+}
+
+/// A server, its reaper's bell, and what the last sweep saw.
+pub struct Server {
+    /// Its name.
+    pub name: ServerName,
+    /// The driver.
+    pub warehouse: Arc<dyn Warehouse>,
+    /// What goes into profiles.
+    pub public: PublicAddress,
+    /// How often the catalog is read.
+    pub sweep_every: Duration,
+    clock: SharedClock,
+    seen: Mutex<Seen>,
+    bell: Notify,
+    passes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    swept_at: Option<Timestamp>,
+    offset_millis: i64,
+    dangerous: usize,
+}
+
+/// What a finished sweep tells about a server.
+#[derive(Debug, Clone, Copy)]
+pub struct SweepResult {
+    /// How far the server's clock is ahead of ours.
+    pub offset_millis: i64,
+    /// Users that are overdue and can still log in or have sessions.
+    pub dangerous: usize,
+}
+
+/// Why nothing is issued on a server now. For operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// The catalog has not been read since the broker started.
+    #[error("no sweep has finished since the broker started")]
+    NeverSwept,
+    /// The catalog cannot be read any more.
+    #[error("the last full sweep is {} s old", .0.as_secs())]
+    SweepTooOld(Duration),
+    /// The clocks disagree.
+    #[error("the server's clock is {0} ms ahead of the broker's")]
+    Skew(i64),
+    /// Users that should be gone can still log in or have sessions.
+    #[error("{0} users are overdue and can still log in or have sessions")]
+    Overdue(usize),
+}
+
+impl Server {
+    /// A server that nothing is known of yet: it issues nothing before its first sweep.
+    #[must_use]
+    pub fn new(
+        name: ServerName,
+        warehouse: Arc<dyn Warehouse>,
+        public: PublicAddress,
+        sweep_every: Duration,
+        clock: SharedClock,
+    ) -> Self {
+        let (passes, _) = watch::channel(0);
+        Self {
+            name,
+            warehouse,
+            public,
+            sweep_every,
+            clock,
+            seen: Mutex::default(),
+            bell: Notify::new(),
+            passes,
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        // A poisoned lock holds plain numbers: they are as good as ever.
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server's time as far as we know: all ends are stored in it.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now().offset_by_millis(self.seen().offset_millis)
+    }
+
+    /// Takes note of a full sweep.
+    pub fn swept(&self, result: SweepResult) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen {
+            swept_at: Some(self.clock.now()),
+            offset_millis: result.offset_millis,
+            dangerous: result.dangerous,
+        };
+    }
+
+    /// How long ago the last full sweep was.
+    #[must_use]
+    pub fn sweep_age(&self) -> Option<Duration> {
+        self.seen().swept_at.map(|at| self.clock.now().since(at))
+    }
+
+    /// How far the server's clock is ahead of ours, as the last sweep measured it.
+    #[must_use]
+    pub fn offset_millis(&self) -> i64 {
+        self.seen().offset_millis
+    }
+
+    /// Whether users may be made here: only where ending them works (I4) and the clocks agree (I3).
+    pub fn may_issue(&self) -> Result<(), Stop> {
+        let seen = self.seen();
+        let age = seen
+            .swept_at
+            .map(|at| self.clock.now().since(at))
+            .ok_or(Stop::NeverSwept)?;
+        if age > self.sweep_every * SWEEPS_MISSED {
+            return Err(Stop::SweepTooOld(age));
+        }
+        if u128::from(seen.offset_millis.unsigned_abs()) > SKEW_LIMIT.as_millis() {
+            return Err(Stop::Skew(seen.offset_millis));
+        }
+        match seen.dangerous {
+            0 => Ok(()),
+            overdue => Err(Stop::Overdue(overdue)),
+        }
+    }
+
+    /// Wakes the reaper: something is due.
+    pub fn ring(&self) {
+        self.bell.notify_one();
+    }
+
+    /// Until the reaper is wanted.
+    pub async fn rung(&self) {
+        self.bell.notified().await;
+    }
+
+    /// Tells those who wait that the reaper has finished a pass.
+    pub fn pass_done(&self) {
+        self.passes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A view that changes with each finished pass of the reaper.
+    #[must_use]
+    pub fn passes(&self) -> watch::Receiver<u64> {
+        self.passes.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock as _, ManualClock};
+    use crate::testing::NoWarehouse;
+
+    fn server(clock: &Arc<ManualClock>) -> Server {
+        let public = PublicAddress {
+            host: "h".into(),
+            port: 1,
+            sslmode: SslMode::Disable,
+            ca_pem: None,
+        };
+        let name = "dwh".parse().unwrap();
+        Server::new(
+            name,
+            Arc::new(NoWarehouse),
+            public,
+            Duration::from_secs(10),
+            clock.clone(),
+        )
+    }
+
+    #[test]
+    fn nothing_is_issued_before_the_first_sweep_nor_long_after_the_last() {
+        let clock = ManualClock::at(Timestamp::from_unix(1_000_000));
+        let server = server(&clock);
+        assert_eq!(server.may_issue(), Err(Stop::NeverSwept));
+        server.swept(SweepResult {
+            offset_millis: 0,
+            dangerous: 0,
+        });
+        assert_eq!(server.may_issue(), Ok(()));
+        clock.advance(Duration::from_secs(61));
+        assert!(matches!(server.may_issue(), Err(Stop::SweepTooOld(_))));
+    }
+
+    #[test]
+    fn a_clock_five_seconds_off_in_either_direction_stops_issuing() {
+        let clock = ManualClock::at(Timestamp::from_unix(1_000_000));
+        let server = server(&clock);
+        for (offset_millis, ok) in [(5_000, true), (-5_000, true), (5_001, false), (-5_001, false)] {
+            server.swept(SweepResult {
+                offset_millis,
+                dangerous: 0,
+            });
+            assert_eq!(server.may_issue().is_ok(), ok, "{offset_millis}");
+            assert_eq!(server.now(), clock.now().offset_by_millis(offset_millis));
+        }
+    }
+
+    #[test]
+    fn one_overdue_user_that_can_still_log_in_stops_issuing() {
+        let server = server(&ManualClock::at(Timestamp::from_unix(1_000_000)));
+        server.swept(SweepResult {
+            offset_millis: 0,
+            dangerous: 1,
+        });
+        assert_eq!(server.may_issue(), Err(Stop::Overdue(1)));
+    }
+}

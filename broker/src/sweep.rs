@@ -1,0 +1,211 @@
+//! The sweep: compares the catalog with the store, in both directions, catalog first (I1, S14).
+//!
+//! The catalog is read first because the other order would take a lease that was issued in between for a stray.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kdbt_api::Timestamp;
+use kdbt_api::lease::{LeaseId, LeaseStatus};
+
+use crate::audit::{Actor, AuditEvent};
+use crate::clock::Clock;
+use crate::end::PROVISIONING_FOR;
+use crate::lease::{EndReason, EngineId, Lease, LeaseEvent, LeaseState};
+use crate::server::{Server, SweepResult};
+use crate::store::{Adopted, Change, LeaseFilter, LeaseStore, Page, StoreError};
+use crate::warehouse::{MarkedUser, WarehouseError};
+
+/// No adopted lease lives longer than this, whatever its mark says: a mark can be forged where many roles may
+/// comment (PostgreSQL 15).
+pub const ADOPTED_AT_MOST: Duration = Duration::from_hours(12);
+
+/// How long after its end a user may still be seen before it counts as overdue: some passes of the reaper.
+const OVERDUE_AFTER: Duration = Duration::from_secs(30);
+
+/// What one sweep found and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Users with our mark.
+    pub users: usize,
+    /// Users whose row was lost, taken over.
+    pub adopted: usize,
+    /// Users that no lease explains, ended.
+    pub ended: usize,
+    /// Leases whose user is gone from the catalog, made due.
+    pub vanished: usize,
+    /// Users that are overdue and can still log in or have sessions.
+    pub dangerous: usize,
+}
+
+/// Why a sweep did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The catalog could not be read.
+    #[error("the catalog could not be read")]
+    Warehouse(#[from] WarehouseError),
+    /// The store could not be read or written.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+}
+
+/// One full comparison. Only a sweep that reaches its end counts for the server's health.
+pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -> Result<SweepReport, SweepError> {
+    let catalog = server.warehouse.marked_users().await?;
+    // The answer was made about half a round trip ago.
+    let asked = clock.now() - catalog.round_trip / 2;
+    let offset_millis = catalog
+        .server_time
+        .as_unix_millis()
+        .saturating_sub(asked.as_unix_millis());
+    let now = catalog.server_time;
+
+    let live = live_leases(store, server).await?;
+    let mut report = SweepReport {
+        users: catalog.users.len(),
+        ..SweepReport::default()
+    };
+    for user in &catalog.users {
+        let known = user.mark.as_ref().ok().and_then(|mark| live.get(&mark.lease));
+        let explained = match known {
+            Some(lease) if belongs(lease, user) => Some(lease.clone()),
+            _stray => resolve(store, server, user, now, &mut report).await?,
+        };
+        let overdue = explained.is_none_or(|lease| is_overdue(&lease, now));
+        if overdue && (user.can_login || user.sessions > 0) {
+            report.dangerous += 1;
+        }
+    }
+    report.vanished = end_vanished(store, &live, &catalog.users, now).await?;
+    server.swept(SweepResult {
+        offset_millis,
+        dangerous: report.dangerous,
+    });
+    if report.adopted + report.ended + report.vanished > 0 {
+        server.ring();
+        tracing::warn!(server = %server.name, ?report, "the sweep found differences");
+    }
+    Ok(report)
+}
+
+/// The lease of the mark is the lease of this very user: a mark copied to another role explains nothing.
+fn belongs(lease: &Lease, user: &MarkedUser) -> bool {
+    match lease.engine_id {
+        Some(id) => id == user.engine_id,
+        None => user.username.as_ref() == Some(&lease.username),
+    }
+}
+
+fn is_overdue(lease: &Lease, now: Timestamp) -> bool {
+    let due = match &lease.state {
+        LeaseState::Ended { .. } => return true,
+        LeaseState::Provisioning => lease.issued_at + PROVISIONING_FOR,
+        LeaseState::Active | LeaseState::Ending { .. } | LeaseState::Quarantined { .. } => lease.ends_at,
+    };
+    due + OVERDUE_AFTER < now
+}
+
+async fn live_leases(store: &dyn LeaseStore, server: &Server) -> Result<BTreeMap<LeaseId, Lease>, StoreError> {
+    use LeaseStatus as S;
+    let filter = LeaseFilter {
+        server: Some(server.name.clone()),
+        states: vec![S::Provisioning, S::Active, S::Ending, S::Quarantined],
+        ..LeaseFilter::default()
+    };
+    let mut live = BTreeMap::new();
+    let mut page = Page {
+        after: None,
+        limit: 500,
+    };
+    loop {
+        let found = store.leases(&filter, page).await?;
+        live.extend(found.leases.into_iter().map(|lease| (lease.id, lease)));
+        match found.next {
+            Some(after) => page.after = Some(after),
+            None => return Ok(live),
+        }
+    }
+}
+
+/// A user that no live lease explains: adopted if its mark says that it has time left, else ended here and now.
+/// Returns the lease that explains it from now on.
+async fn resolve(
+    store: &dyn LeaseStore,
+    server: &Server,
+    user: &MarkedUser,
+    now: Timestamp,
+    report: &mut SweepReport,
+) -> Result<Option<Lease>, StoreError> {
+    if let (Ok(mark), Some(_)) = (&user.mark, &user.username) {
+        let native = user.native_end.unwrap_or(now);
+        let ends_at = mark.max_ends_at.min(native).min(now + ADOPTED_AT_MOST);
+        if ends_at > now && user.can_login {
+            match store.adopt(&server.name, user, ends_at, now).await? {
+                Adopted::New(lease) => {
+                    report.adopted += 1;
+                    return Ok(Some(lease));
+                }
+                // Booked since the catalog was read, or a mark that points at another user's lease.
+                Adopted::Known(lease) if lease.state.is_live() && belongs(&lease, user) => return Ok(Some(lease)),
+                Adopted::Known(_) => {}
+            }
+        }
+    }
+    match server.warehouse.end_marked(user).await {
+        Ok(outcome) => {
+            report.ended += 1;
+            tracing::warn!(server = %server.name, role = %user.rolname, ?outcome, "a user without a lease was ended");
+            store.audit(stray_ended(server, user, now)).await?;
+        }
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(server = %server.name, role = %user.rolname, error, "a user without a lease stays");
+        }
+    }
+    Ok(None)
+}
+
+fn stray_ended(server: &Server, user: &MarkedUser, now: Timestamp) -> AuditEvent {
+    let EngineId::Oid(oid) = user.engine_id;
+    let details = [("role", user.rolname.clone().into()), ("oid", oid.into())];
+    AuditEvent {
+        at: now,
+        action: "stray-ended".into(),
+        actor: Actor::Broker,
+        lease: user.mark.as_ref().ok().map(|mark| mark.lease),
+        username: user.username.clone(),
+        server: Some(server.name.clone()),
+        target: None,
+        details: details
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+    }
+}
+
+/// Active leases whose user the catalog does not show any more: somebody dropped it by hand. Ending them checks for
+/// what is left of it. Young ones may have been made after the catalog was read.
+async fn end_vanished(
+    store: &dyn LeaseStore,
+    live: &BTreeMap<LeaseId, Lease>,
+    users: &[MarkedUser],
+    now: Timestamp,
+) -> Result<usize, StoreError> {
+    let seen: std::collections::BTreeSet<LeaseId> = users
+        .iter()
+        .filter_map(|user| user.mark.as_ref().ok())
+        .map(|mark| mark.lease)
+        .collect();
+    let mut vanished = 0;
+    for lease in live.values() {
+        let settled = lease.issued_at + PROVISIONING_FOR < now;
+        if lease.state == LeaseState::Active && settled && !seen.contains(&lease.id) {
+            let event = LeaseEvent::EndDue {
+                reason: EndReason::Unknown,
+            };
+            store.record(Change::new(lease, event, Actor::Broker, now)).await?;
+            vanished += 1;
+        }
+    }
+    Ok(vanished)
+}
