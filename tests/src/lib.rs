@@ -1,1 +1,2 @@
 //! The stack under test.
+pub mod issuer;

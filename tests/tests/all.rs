@@ -1,1 +1,4 @@
 //! All end-to-end tests.
+
+#[path = "all/issuer.rs"]
+mod issuer;
