@@ -7,6 +7,7 @@ pub mod audit;
 pub mod clock;
 pub mod end;
 pub mod grant;
+pub mod identity;
 pub mod lease;
 pub mod mark;
 pub mod reaper;
