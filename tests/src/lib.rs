@@ -1,2 +1,6 @@
-//! The stack under test.
+//! The stack that kdbt is tested on: what it is made of, how to get it, and how to start and stop it.
+
 pub mod issuer;
+pub mod postgres;
+pub mod provision;
+pub mod watchdog;

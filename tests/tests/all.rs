@@ -1,4 +1,6 @@
-//! All end-to-end tests.
+//! Every end-to-end test, in one binary.
 
 #[path = "all/issuer.rs"]
 mod issuer;
+#[path = "all/stack.rs"]
+mod stack;
