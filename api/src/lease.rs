@@ -200,8 +200,9 @@ pub struct LeaseView {
     pub state: LeaseStatus,
     /// The server that the user is on.
     pub server: ServerName,
-    /// The target that was asked for.
-    pub target: TargetName,
+    /// The target that was asked for. Adopted leases, whose row was lost, have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetName>,
     /// The ephemeral user.
     pub user: DbUsername,
     /// The rules that joined.

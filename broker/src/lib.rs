@@ -12,8 +12,10 @@ pub mod lease;
 pub mod mark;
 pub mod reaper;
 pub mod server;
+pub mod service;
 pub mod store;
 pub mod sweep;
 #[cfg(test)]
 mod testing;
+pub mod view;
 pub mod warehouse;
