@@ -6,6 +6,7 @@ pub mod credential;
 pub mod lease;
 pub mod name;
 pub mod problem;
+pub mod profile;
 pub mod time;
 
 pub use time::{Timestamp, Ttl};
