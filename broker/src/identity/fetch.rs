@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, StatusCode};
 use url::Url;
 
-use super::issuer::{Issuer, IssuerProblem, KeySource, is_loopback, may_be_dialled};
+use super::issuer::{Issuer, IssuerProblem, KeySource, has_credentials, is_loopback, may_be_dialled};
 use super::jwks::{KeySet, KeySetError};
 use super::strict_json::{StrictJsonError, parse_object};
 
@@ -72,12 +72,11 @@ impl Fetcher {
 
     /// With another time limit for each document.
     pub(super) fn with_timeout(issuer: Arc<Issuer>, timeout: Duration) -> Result<Self, IssuerProblem> {
-        let (KeySource::Configured(dialled) | KeySource::Discovered(dialled)) = &issuer.source;
         let mut client = Client::builder()
             .timeout(timeout)
             .redirect(Policy::none())
             .user_agent("kdbt-broker");
-        if is_loopback(dialled) {
+        if is_loopback(issuer.source.url()) {
             client = client.no_proxy();
         }
         if let Some(pem) = &issuer.config.ca_pem {
@@ -117,7 +116,8 @@ impl Fetcher {
                 configured: Arc::clone(&self.issuer.id),
             });
         }
-        let Some(keys) = text("jwks_uri").and_then(|keys| Url::parse(keys).ok()) else {
+        let keys = text("jwks_uri").and_then(|keys| Url::parse(keys).ok());
+        let Some(keys) = keys.filter(|keys| !has_credentials(keys)) else {
             return Err(FetchError::NoKeyAddress { url });
         };
         let vouched = [&self.issuer.url, &url]

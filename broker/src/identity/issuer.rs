@@ -136,6 +136,9 @@ pub enum IssuerProblem {
     /// A URL that would be dialled without TLS, off this machine.
     #[error("`{0}` is not https; plain http is for loopback addresses only")]
     Insecure(Url),
+    /// A URL with a user or a password in it, which logs would show.
+    #[error("a URL of it holds a user or a password; issuers publish their keys to everybody")]
+    Credentials,
     /// The CA does not parse, or the system's certificates cannot be read.
     #[error("its certificates cannot be used; `ca_file` takes certificates in PEM")]
     Certificates(#[source] reqwest::Error),
@@ -148,6 +151,15 @@ pub(super) enum KeySource {
     Configured(Url),
     /// Where the metadata at this address says.
     Discovered(Url),
+}
+
+impl KeySource {
+    /// What is dialled first.
+    pub(super) fn url(&self) -> &Url {
+        match self {
+            Self::Configured(url) | Self::Discovered(url) => url,
+        }
+    }
 }
 
 /// An issuer whose configuration was checked.
@@ -197,12 +209,14 @@ impl Issuer {
             (None, Some(metadata)) => KeySource::Discovered(metadata.clone()),
             (None, None) => KeySource::Discovered(below(&config.issuer)?),
         };
-        match &source {
-            KeySource::Configured(dialled) | KeySource::Discovered(dialled) if !may_be_dialled(dialled) => {
-                Err(IssuerProblem::Insecure(dialled.clone()))
-            }
-            KeySource::Configured(_) | KeySource::Discovered(_) => Ok((url, source)),
+        let dialled = source.url();
+        if [&url, dialled].into_iter().any(has_credentials) {
+            return Err(IssuerProblem::Credentials);
         }
+        if !may_be_dialled(dialled) {
+            return Err(IssuerProblem::Insecure(dialled.clone()));
+        }
+        Ok((url, source))
     }
 }
 
@@ -219,6 +233,11 @@ pub(super) fn may_be_dialled(url: &Url) -> bool {
         "http" => is_loopback(url),
         _ => false,
     }
+}
+
+/// Whether a user or a password stands in this URL.
+pub(super) fn has_credentials(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 /// Whether this URL stays on this machine.

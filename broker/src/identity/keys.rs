@@ -194,7 +194,7 @@ impl IssuerKeys {
                 state.last_error = Some((started, error.to_string()));
             }
         }
-        drop(state);
+        // Under the lock, so that who asks for the next fetch does not hear of this one.
         self.fetched.send_replace(());
         succeeded
     }

@@ -156,7 +156,7 @@ reasons! {
         "log in with kdbt-client; other clients must be listed in authorized_parties or, without a session, in service_clients";
     /// R18: `sub` missing or impossible.
     InvalidSubject = "invalid-subject", TokenInvalid, "the token has no valid subject",
-        "give the client the default client scope basic: since Keycloak 25 it brings the sub claim";
+        "give the client the default client scope basic, which brings sub since Keycloak 25; a lightweight token needs its mapper added";
     /// R19: `cnf`, or payload type `DPoP`.
     BoundToken = "bound-token", TokenInvalid, "the token is bound to a key, which this broker does not verify",
         "turn off DPoP-bound and certificate-bound access tokens for this client";

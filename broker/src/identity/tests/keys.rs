@@ -21,6 +21,23 @@ async fn requests_that_come_before_the_keys_wait_for_one_fetch() {
 }
 
 #[tokio::test]
+async fn keys_are_there_before_anybody_asks() {
+    let realm = Realm::new().await;
+    assert_eq!(
+        realm.authenticator.ready().waiting_for.as_slice(),
+        [Arc::from(realm.issuer.as_str())]
+    );
+    let ready = async {
+        while !realm.authenticator.ready().is_ready() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ready)
+        .await
+        .expect("keys without a request");
+}
+
+#[tokio::test]
 async fn a_new_key_is_known_at_its_first_token_and_one_taken_back_stops_working() {
     let realm = Realm::new().await;
     let old = realm.token(&realm.claims());
@@ -231,6 +248,29 @@ async fn keys_may_stand_on_the_origin_of_a_configured_discovery_url_or_anywhere_
     }
 }
 
+// S22
+#[tokio::test]
+async fn keys_that_metadata_put_behind_plain_http_or_a_password_are_not_fetched() {
+    for (keys, part) in [
+        ("http://sso.example/certs", "is not https"),
+        ("https://user:hunter2@sso.example/certs", "no valid `jwks_uri`"),
+        ("certs", "no valid `jwks_uri`"),
+    ] {
+        let server = Server::start(&TaskTracker::new()).await;
+        let issuer = if keys.starts_with("https") {
+            "https://sso.example/r"
+        } else {
+            "http://sso.example/r"
+        };
+        server.set("/metadata", Page::Json(json!({ "issuer": issuer, "jwks_uri": keys })));
+        let mut config = config(issuer);
+        config.discovery_url = format!("{}/metadata", server.url).parse().ok();
+        let fetcher = Fetcher::new(Arc::new(Issuer::new(config).unwrap())).unwrap();
+        let text = fetcher.keys().await.unwrap_err().to_string();
+        assert!(text.contains(part) && !text.contains("hunter2"), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let other = Server::start(&TaskTracker::new()).await;
@@ -352,6 +392,14 @@ async fn an_issuer_that_cannot_be_used_as_configured_is_refused_with_the_cure() 
             changed(|c| c.discovery_url = "file:///etc/passwd".parse().ok()),
             "is not https",
         ),
+        (
+            changed(|c| c.jwks_uri = "https://user:hunter2@sso.example/certs".parse().ok()),
+            "a user or a password",
+        ),
+        (
+            vec![config("https://user@sso.example/realms/data")],
+            "a user or a password",
+        ),
         (vec![config("sso.example/realms/data")], "absolute URL"),
         (vec![config("https://sso.example/realms/data?x=1")], "absolute URL"),
         (changed(|c| c.audiences.clear()), "`audiences`"),
@@ -373,6 +421,6 @@ async fn an_issuer_that_cannot_be_used_as_configured_is_refused_with_the_cure() 
         let clock = ManualClock::at(Timestamp::from_unix(super::NOW));
         let outcome = Authenticator::new(configs, clock, &TaskTracker::new(), &CancellationToken::new());
         let error = outcome.err().expect(part).to_string();
-        assert!(error.contains(part), "{error}");
+        assert!(error.contains(part) && !error.contains("hunter2"), "{error}");
     }
 }
