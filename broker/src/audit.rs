@@ -2,6 +2,9 @@
 //!
 //! A lease's state move and its audit row are one commit, so neither can be without the other (I6).
 
+pub mod chain;
+pub mod verify;
+
 use kdbt_api::Timestamp;
 use kdbt_api::lease::LeaseId;
 use kdbt_api::name::{DbUsername, ServerName, TargetName};
