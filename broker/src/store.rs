@@ -1,6 +1,8 @@
 //! The port to the store of leases. Its doc comments are its contract; the contract suite in `tests/` holds every
 //! implementation to them.
 
+pub mod sqlite;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

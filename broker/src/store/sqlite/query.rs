@@ -1,0 +1,126 @@
+//! What is only read: pages of leases, the next due time, health.
+
+use kdbt_api::Timestamp;
+use kdbt_api::lease::LeaseStatus;
+use kdbt_api::name::ServerName;
+use rusqlite::types::Value;
+
+use super::rows::{status_word, stored, word};
+use super::writer::Session;
+use crate::store::{LeaseFilter, LeasePage, Page, StoreError, StoreHealth};
+
+/// The longest page.
+const LONGEST_PAGE: usize = 500;
+
+pub(super) fn leases(session: &Session, filter: &LeaseFilter, page: Page) -> Result<LeasePage, StoreError> {
+    let limit = page.limit.clamp(1, LONGEST_PAGE);
+    let (conditions, params) = conditions(filter, page);
+    // One more than asked tells whether there is a next page.
+    let sql = format!(
+        "SELECT * FROM leases WHERE {conditions} ORDER BY id DESC LIMIT {}",
+        limit + 1
+    );
+    let mut query = session.db.prepare_cached(&sql)?;
+    let mut rows = query.query(rusqlite::params_from_iter(params))?;
+    let mut leases = Vec::new();
+    while let Some(row) = rows.next()? {
+        leases.push(stored(row)?.lease);
+    }
+    let more = leases.len() > limit;
+    leases.truncate(limit);
+    Ok(LeasePage {
+        next: leases.last().map(|lease| lease.id).filter(|_| more),
+        leases,
+    })
+}
+
+fn conditions(filter: &LeaseFilter, page: Page) -> (String, Vec<Value>) {
+    let mut conditions = vec!["1".to_owned()];
+    let mut params = Vec::new();
+    let mut add = |condition: &str, value: String| {
+        conditions.push(condition.to_owned());
+        params.push(Value::Text(value));
+    };
+    if let Some((issuer, subject)) = &filter.holder {
+        add("issuer = ?", issuer.clone());
+        add("subject = ?", subject.clone());
+    }
+    if let Some(subject) = &filter.subject {
+        add("subject = ?", subject.clone());
+    }
+    if let Some(server) = &filter.server {
+        add("server = ?", server.to_string());
+    }
+    if let Some(target) = &filter.target {
+        add("target = ?", target.to_string());
+    }
+    if let Some(rule) = &filter.rule {
+        add("id IN (SELECT lease FROM lease_rules WHERE rule = ?)", rule.to_string());
+    }
+    if let Some(after) = page.after {
+        add("id < ?", after.to_string());
+    }
+    if !filter.states.is_empty() {
+        let words: Vec<String> = filter.states.iter().map(|s| format!("'{}'", status_word(*s))).collect();
+        conditions.push(format!("state IN ({})", words.join(", ")));
+        // Said twice, so that an index of live rows is used.
+        if !filter.states.contains(&LeaseStatus::Ended) {
+            conditions.push("ended_at IS NULL".to_owned());
+        }
+    }
+    (conditions.join(" AND "), params)
+}
+
+pub(super) fn next_due(
+    session: &Session,
+    server: &ServerName,
+    provisioning_for: std::time::Duration,
+) -> Result<Option<Timestamp>, StoreError> {
+    let first = |sql: &str| -> Result<Option<Timestamp>, StoreError> {
+        let at = session.value::<Option<i64>>(sql, [server.as_str()])?.flatten();
+        Ok(at.map(Timestamp::from_unix_millis))
+    };
+    let waking = first("SELECT min(wake_at) FROM leases WHERE server = ?1 AND wake_at IS NOT NULL")?;
+    let booked = first("SELECT min(issued_at) FROM leases WHERE server = ?1 AND state = 'provisioning'")?;
+    Ok(waking
+        .into_iter()
+        .chain(booked.map(|booked| booked + provisioning_for))
+        .min())
+}
+
+pub(super) fn health(session: &Session) -> Result<StoreHealth, StoreError> {
+    // Only a write shows that it can write.
+    session
+        .db
+        .prepare_cached("UPDATE installation SET probed_at = ?1")?
+        .execute([session.now().as_unix_millis()])?;
+    let mut query = session.db.prepare_cached(
+        "SELECT server, state, count(*) FROM leases WHERE ended_at IS NULL GROUP BY 1, 2 ORDER BY 1, 2",
+    )?;
+    let mut rows = query.query([])?;
+    let mut live = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (server, state, count) = (
+            row.get::<_, String>(0)?,
+            row.get::<_, String>(1)?,
+            row.get::<_, i64>(2)?,
+        );
+        let corrupt = |what: String| StoreError::Corrupt {
+            table: "leases",
+            row: format!("server {server}, state {state}"),
+            what,
+        };
+        live.push((
+            server
+                .parse()
+                .map_err(|error: kdbt_api::name::NameError| corrupt(error.to_string()))?,
+            word(&state).map_err(|error| corrupt(error.to_string()))?,
+            u64::try_from(count).unwrap_or_default(),
+        ));
+    }
+    let head = session.chain.head();
+    Ok(StoreHealth {
+        live,
+        audit_head: Some((head.row, head.hash)),
+    })
+}
