@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod clock;
+pub mod diagnostics;
 pub mod end;
 pub mod grant;
 pub mod identity;
@@ -19,3 +20,4 @@ pub mod sweep;
 mod testing;
 pub mod view;
 pub mod warehouse;
+pub mod yaml;
