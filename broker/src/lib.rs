@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod clock;
+pub mod config;
 pub mod diagnostics;
 pub mod end;
 pub mod grant;

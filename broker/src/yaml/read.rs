@@ -216,11 +216,15 @@ impl<'a> Fields<'a> {
     /// A value that must be there.
     pub fn required<T: Read>(&mut self, name: &'static str, found: &mut Diagnostics) -> Option<T> {
         let Some(node) = self.node(name) else {
-            let error = Diagnostic::error(format!("{} has no `{name}`", self.what)).at(self.span);
-            found.push(error);
+            self.missing(name, found);
             return None;
         };
         T::read(node, found)
+    }
+
+    /// Reports that a key is not there.
+    pub fn missing(&self, name: &str, found: &mut Diagnostics) {
+        found.push(Diagnostic::error(format!("{} has no `{name}`", self.what)).at(self.span));
     }
 
     /// A key of the language that this version cannot honour: refused, never half understood.
