@@ -12,6 +12,7 @@ pub mod grant;
 pub mod identity;
 pub mod lease;
 pub mod mark;
+pub mod metrics;
 pub mod reaper;
 pub mod server;
 pub mod service;
