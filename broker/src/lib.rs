@@ -18,6 +18,7 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod sweep;
+pub mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod view;
