@@ -26,7 +26,7 @@ impl AuthorizationHeader {
     }
 
     /// The token, or why there is none.
-    pub(super) fn token(&self) -> Result<&str, Reason> {
+    pub(crate) fn token(&self) -> Result<&str, Reason> {
         self.0
             .as_ref()
             .map(SecretString::expose_secret)
