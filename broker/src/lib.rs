@@ -9,6 +9,7 @@ pub mod config;
 pub mod diagnostics;
 pub mod end;
 pub mod grant;
+pub mod http;
 pub mod identity;
 pub mod lease;
 pub mod mark;
