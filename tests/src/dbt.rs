@@ -1,0 +1,108 @@
+//! Real dbt: the programs of a private Python environment, run on a copy of a project.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::provision::{self, run};
+
+/// The dbt program, if it has been fetched.
+pub fn program() -> Option<PathBuf> {
+    let environment = place();
+    Some(environment.join("bin/dbt")).filter(|_| environment.join("complete").exists())
+}
+
+fn place() -> PathBuf {
+    provision::cache().join("dbt-1.11")
+}
+
+/// dbt-core and dbt-postgres. A newer dbt wants its vendor's own package index.
+pub(crate) fn fetch() -> Result<()> {
+    let environment = place();
+    // Programs of a Python environment name its folder, so it is made where it stays.
+    run(Command::new("python3")
+        .args(["-m", "venv", "--clear"])
+        .arg(&environment))
+    .context("make a Python environment; it needs python3 with the module venv (Debian: python3-venv)")?;
+    let mut pip = Command::new(environment.join("bin/python"));
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "dbt-core==1.11.*",
+        "dbt-postgres==1.11.*",
+    ]);
+    run(&mut pip)?;
+    fs::write(environment.join("complete"), "")?;
+    Ok(())
+}
+
+/// How a run of dbt ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// dbt's exit code: 0 fine, 1 a node failed, 2 could not run; -1 when a signal ended it.
+    pub code: i32,
+    /// Standard output and standard error.
+    pub output: String,
+}
+
+/// A copy of a dbt project, for a test to run and to change.
+#[derive(Debug)]
+pub struct Project {
+    folder: TempDir,
+}
+
+impl Project {
+    /// Copies the project in `source`.
+    pub fn copy_of(source: &Path) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("kdbt-dbt-").tempdir()?;
+        run(Command::new("cp").arg("-r").arg(source.join(".")).arg(folder.path()))?;
+        Ok(Self { folder })
+    }
+
+    /// Where the copy lies.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A command that runs `program` with dbt on its PATH, in the project, cleared of settings of the person who runs the tests.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let dbt = self::program().context("dbt is not on this machine; `cargo verify` fetches it")?;
+        let bin = dbt.parent().context("dbt lies in no folder")?.to_owned();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut command = Command::new(program);
+        command.current_dir(self.path()).env(
+            "PATH",
+            std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path)))?,
+        );
+        let theirs = |name: &str| name.starts_with("DBT_") || name.starts_with("PG") || name.starts_with("KDBT_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(theirs)) {
+            command.env_remove(name);
+        }
+        command
+            .env("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
+            .env("NO_COLOR", "1")
+            .env("DBT_USE_COLORS", "false");
+        Ok(command)
+    }
+
+    /// Runs `dbt <arguments>` with the profiles in `profiles_dir` and more variables.
+    pub fn dbt(&self, arguments: &[&str], profiles_dir: &Path, variables: &[(&str, &str)]) -> Result<Finished> {
+        let mut command = self.command("dbt")?;
+        command
+            .args(arguments)
+            .env("DBT_PROFILES_DIR", profiles_dir)
+            .envs(variables.iter().copied());
+        let output = command.output().context("run dbt")?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok(Finished {
+            code: output.status.code().unwrap_or(-1),
+            output: String::from_utf8_lossy(&text).into_owned(),
+        })
+    }
+}
