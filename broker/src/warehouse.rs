@@ -11,6 +11,8 @@ use crate::grant::{Access, Profile, Session};
 use crate::lease::{EngineId, SubjectHash, UserRef};
 use crate::mark::Mark;
 
+pub mod postgres;
+
 /// All that is needed to make a user, and no secret.
 #[derive(Debug, Clone)]
 pub struct NewUser {

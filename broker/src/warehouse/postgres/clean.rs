@@ -1,0 +1,334 @@
+//! What a user owns or was granted, database by database, so that its role can be dropped and nothing is lost: large
+//! objects first (S10), then schemas, then the rest to the user's own owner role in one transaction (S25).
+
+use super::connect::{Failure, Link};
+use super::ending::Ending;
+use super::plan;
+use super::sql::{Step, Target, literal};
+use crate::warehouse::WarehouseError;
+
+/// Who gets what the user owns.
+pub(super) enum Heir {
+    /// The durable role that the user acted as.
+    Role(String),
+    /// Nobody: a reader's objects are dropped, since handing them over would lend a reader's code an owner's rights (S8).
+    None,
+    /// The mark cannot be read: what is owned stays, and is reported.
+    Unknown,
+}
+
+impl Heir {
+    pub(super) fn role(&self) -> Option<&str> {
+        match self {
+            Self::Role(role) => Some(role),
+            Self::None | Self::Unknown => None,
+        }
+    }
+}
+
+/// Large objects per transaction: 20 000 exhaust the lock table.
+const UNLINK_AT_ONCE: u32 = 1000;
+/// Rounds of that per try; the next try goes on.
+const UNLINK_ROUNDS: u32 = 200;
+/// More dependencies than this in one database could exhaust the lock table for everybody.
+pub(super) const AT_ONCE: u32 = 5000;
+/// Databases and objects that are looked at or named; the rest comes with the next try.
+const DATABASES: usize = 64;
+const NAMED: usize = 10;
+
+/// Cleans every database that the catalog names. What could not be cleaned, in people's words.
+pub(super) async fn clean(
+    ending: &Ending<'_>,
+    link: &Link,
+    target: &Target,
+    heir: &Heir,
+) -> Result<Vec<String>, WarehouseError> {
+    let shared = shared_objects(link, target.oid).await?;
+    if !shared.is_empty() {
+        // REASSIGN would hand these over too, a subscription with its connection string: a DBA decides.
+        return Ok(shared);
+    }
+    let mut left = Vec::new();
+    let databases = databases(link, target.oid).await?;
+    if databases.is_empty() {
+        // Grants on shared objects only: any database will do.
+        let dropped = link
+            .run_again("drop a user's grants", &plan::guarded(target, [drop_owned(target)]))
+            .await;
+        if let Err(failure) = dropped {
+            left.push(format!("shared objects: {}", failure.code()));
+        }
+    }
+    for (database, count) in databases {
+        match clean_database(ending, target, heir, &database, count).await {
+            Ok(objects) => left.extend(objects),
+            Err(failure) => left.push(format!("objects in database {database}: {}", reason(&failure))),
+        }
+    }
+    Ok(left)
+}
+
+fn reason(failure: &Failure) -> String {
+    WarehouseError::from(failure.clone()).to_string()
+}
+
+fn drop_owned(target: &Target) -> Step {
+    Step::DropOwned {
+        by: target.name.clone(),
+    }
+}
+
+async fn clean_database(
+    ending: &Ending<'_>,
+    target: &Target,
+    heir: &Heir,
+    database: &str,
+    count: u32,
+) -> Result<Vec<String>, Failure> {
+    let link = ending.open(database).await?;
+    if matches!(heir, Heir::Unknown) && owns(&link, target.oid).await? {
+        return describe(&link, target.oid, database, true).await;
+    }
+    unlink_large_objects(&link, target.oid).await?;
+    if count > AT_ONCE && count_here(&link, target.oid).await? > AT_ONCE {
+        return Ok(vec![format!("more than {AT_ONCE} objects in database {database}")]);
+    }
+    let grantors = grantors(ending, &link, target).await?;
+    for grantor in &grantors {
+        ending.join(&link, grantor).await?;
+    }
+    let result = hand_over(&link, target, heir, database).await;
+    for grantor in &grantors {
+        ending.leave(&link, grantor).await?;
+    }
+    result
+}
+
+/// What is owned to the heir; then grants to the role, and what is still owned, are dropped.
+async fn hand_over(link: &Link, target: &Target, heir: &Heir, database: &str) -> Result<Vec<String>, Failure> {
+    let mut act = Vec::new();
+    if let Heir::Role(owner) = heir
+        && owns(link, target.oid).await?
+    {
+        if !exists(link, owner).await? {
+            let mut left = vec![format!("the owner role {owner} is gone or renamed")];
+            left.extend(describe(link, target.oid, database, true).await?);
+            return Ok(left);
+        }
+        let stuck = drop_routines(link, target, database).await?;
+        if !stuck.is_empty() {
+            return Ok(stuck);
+        }
+        act.extend(
+            own_schemas(link, target.oid)
+                .await?
+                .into_iter()
+                .map(|schema| Step::SchemaOwner {
+                    schema,
+                    owner: owner.clone(),
+                }),
+        );
+        act.push(Step::ReassignOwned {
+            from: target.name.clone(),
+            to: owner.clone(),
+        });
+    }
+    act.push(drop_owned(target));
+    // One transaction: a DROP OWNED after a failed REASSIGN would destroy data.
+    match link
+        .run_again("clean up after a user", &plan::guarded(target, act))
+        .await
+    {
+        Ok(_) | Err(Failure::Warned { .. }) => describe(link, target.oid, database, false).await,
+        Err(failure @ Failure::Lost(_)) => Err(failure),
+        Err(failure) => {
+            let mut left = vec![format!("cleaning database {database} failed: {}", reason(&failure))];
+            left.extend(describe(link, target.oid, database, false).await?);
+            Ok(left)
+        }
+    }
+}
+
+async fn unlink_large_objects(link: &Link, oid: u32) -> Result<(), Failure> {
+    let step = [Step::UnlinkLargeObjects {
+        owner: oid,
+        limit: UNLINK_AT_ONCE,
+    }];
+    for _ in 0..UNLINK_ROUNDS {
+        let rows = link.run_again("unlink large objects", &step).await?;
+        if rows.first().and_then(|row| row.get(0)).is_none_or(|count| count == "0") {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Routines are never handed over: one with definer rights would run as its new owner from then on (S8).
+async fn drop_routines(link: &Link, target: &Target, database: &str) -> Result<Vec<String>, Failure> {
+    let text = format!(
+        "SELECT p.oid::pg_catalog.regprocedure::pg_catalog.text FROM pg_catalog.pg_proc p WHERE p.proowner = {}::pg_catalog.oid LIMIT {AT_ONCE}",
+        target.oid
+    );
+    let mut stuck = Vec::new();
+    for row in link.query("look for routines", &text).await? {
+        let Some(signature) = row.get(0).map(str::to_owned) else {
+            continue;
+        };
+        let drop = Step::DropRoutine {
+            signature: signature.clone(),
+        };
+        match link.run_again("drop a routine", &plan::guarded(target, [drop])).await {
+            Ok(_) => {}
+            Err(failure @ Failure::Lost(_)) => return Err(failure),
+            Err(_) => stuck.push(format!(
+                "function {signature} in database {database}, which others depend on"
+            )),
+        }
+    }
+    Ok(stuck)
+}
+
+/// What other leases granted to this one (S11) can be revoked only in their name, so the broker joins those that are ours
+/// for as long as it takes.
+async fn grantors(ending: &Ending<'_>, link: &Link, target: &Target) -> Result<Vec<Target>, Failure> {
+    let text = format!(
+        "SELECT DISTINCT r.oid, r.rolname, c.description FROM pg_catalog.pg_shdepend s \
+         JOIN pg_catalog.pg_roles r ON r.oid = CASE s.classid \
+           WHEN 'pg_catalog.pg_largeobject'::pg_catalog.regclass THEN (SELECT l.lomowner FROM pg_catalog.pg_largeobject_metadata l WHERE l.oid = s.objid) \
+           WHEN 'pg_catalog.pg_largeobject_metadata'::pg_catalog.regclass THEN (SELECT l.lomowner FROM pg_catalog.pg_largeobject_metadata l WHERE l.oid = s.objid) \
+           WHEN 'pg_catalog.pg_class'::pg_catalog.regclass THEN (SELECT t.relowner FROM pg_catalog.pg_class t WHERE t.oid = s.objid) \
+           WHEN 'pg_catalog.pg_proc'::pg_catalog.regclass THEN (SELECT p.proowner FROM pg_catalog.pg_proc p WHERE p.oid = s.objid) \
+           WHEN 'pg_catalog.pg_namespace'::pg_catalog.regclass THEN (SELECT n.nspowner FROM pg_catalog.pg_namespace n WHERE n.oid = s.objid) \
+           WHEN 'pg_catalog.pg_default_acl'::pg_catalog.regclass THEN (SELECT d.defaclrole FROM pg_catalog.pg_default_acl d WHERE d.oid = s.objid) END \
+         JOIN pg_catalog.pg_shdescription c ON c.objoid = r.oid AND c.classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass \
+         WHERE s.dbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+         AND s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND s.refobjid = {oid}::pg_catalog.oid AND r.oid <> {oid}::pg_catalog.oid \
+         AND pg_catalog.starts_with(c.description, {prefix}) LIMIT {NAMED}",
+        oid = target.oid,
+        prefix = literal(&crate::mark::prefix(&ending.config.installation)),
+    );
+    let rows = link.query("look for grantors", &text).await?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| {
+            Some(Target {
+                oid: row.get(0)?.parse().ok()?,
+                name: row.get(1)?.to_owned(),
+                comment: row.get(2)?.to_owned(),
+            })
+        })
+        .collect())
+}
+
+/// All that still depends on the role, for the one who has to remove it.
+pub(super) async fn dependencies(ending: &Ending<'_>, link: &Link, oid: u32) -> Result<Vec<String>, WarehouseError> {
+    let mut left = shared_objects(link, oid).await?;
+    for (database, _) in databases(link, oid).await? {
+        match ending.open(&database).await {
+            Ok(here) => left.extend(describe(&here, oid, &database, false).await?),
+            Err(_) => left.push(format!(
+                "objects in database {database}, which the broker cannot connect to"
+            )),
+        }
+    }
+    left.extend(shared_grants(link, oid).await?);
+    Ok(left)
+}
+
+/// Databases with something of the role's, and how much.
+async fn databases(link: &Link, oid: u32) -> Result<Vec<(String, u32)>, Failure> {
+    let text = format!(
+        "SELECT d.datname, pg_catalog.count(*) FROM pg_catalog.pg_shdepend s JOIN pg_catalog.pg_database d ON d.oid = s.dbid \
+         WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND s.refobjid = {oid}::pg_catalog.oid \
+         GROUP BY d.datname ORDER BY d.datname LIMIT {DATABASES}"
+    );
+    let rows = link.query("look for databases to clean", &text).await?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| Some((row.get(0)?.to_owned(), row.get(1)?.parse().ok()?)))
+        .collect())
+}
+
+const HERE: &str = "s.dbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+     AND s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND s.refobjid = ";
+
+async fn count_here(link: &Link, oid: u32) -> Result<u32, Failure> {
+    count_where(link, &format!("{HERE}{oid}::pg_catalog.oid")).await
+}
+
+/// How much depends on the role, in all databases.
+pub(super) async fn count(link: &Link, oid: u32) -> Result<u32, Failure> {
+    let condition =
+        format!("s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND s.refobjid = {oid}::pg_catalog.oid");
+    count_where(link, &condition).await
+}
+
+async fn count_where(link: &Link, condition: &str) -> Result<u32, Failure> {
+    let text = format!("SELECT pg_catalog.count(*) FROM pg_catalog.pg_shdepend s WHERE {condition}");
+    let rows = link.query("count what is left", &text).await?;
+    let count = rows
+        .first()
+        .and_then(|row| row.get(0))
+        .and_then(|text| text.parse().ok());
+    Ok(count.unwrap_or(u32::MAX))
+}
+
+async fn owns(link: &Link, oid: u32) -> Result<bool, Failure> {
+    let text =
+        format!("SELECT 1 FROM pg_catalog.pg_shdepend s WHERE {HERE}{oid}::pg_catalog.oid AND s.deptype = 'o' LIMIT 1");
+    Ok(!link.query("look for what is owned", &text).await?.is_empty())
+}
+
+async fn exists(link: &Link, role: &str) -> Result<bool, Failure> {
+    let text = format!(
+        "SELECT 1 FROM pg_catalog.pg_roles r WHERE r.rolname = {}",
+        literal(role)
+    );
+    Ok(!link.query("look for the owner role", &text).await?.is_empty())
+}
+
+async fn own_schemas(link: &Link, oid: u32) -> Result<Vec<String>, Failure> {
+    let text = format!(
+        "SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspowner = {oid}::pg_catalog.oid LIMIT {AT_ONCE}"
+    );
+    let rows = link.query("look for schemas", &text).await?;
+    Ok(rows.iter().filter_map(|row| row.get(0)).map(str::to_owned).collect())
+}
+
+async fn describe(link: &Link, oid: u32, database: &str, owned_only: bool) -> Result<Vec<String>, Failure> {
+    let owned = if owned_only { " AND s.deptype = 'o'" } else { "" };
+    let text = format!(
+        "SELECT CASE s.deptype WHEN 'o' THEN 'owner of ' WHEN 'r' THEN 'target of ' ELSE 'privileges for ' END || \
+         COALESCE(pg_catalog.pg_describe_object(s.classid, s.objid, s.objsubid), 'an object') FROM pg_catalog.pg_shdepend s \
+         WHERE {HERE}{oid}::pg_catalog.oid{owned} ORDER BY 1 LIMIT {NAMED}"
+    );
+    let rows = link.query("name what is left", &text).await?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.get(0))
+        .map(|object| format!("{object} in database {database}"))
+        .collect())
+}
+
+/// Databases, tablespaces and subscriptions that the role owns.
+async fn shared_objects(link: &Link, oid: u32) -> Result<Vec<String>, Failure> {
+    shared(link, oid, "s.deptype = 'o'", "owner of ").await
+}
+
+async fn shared_grants(link: &Link, oid: u32) -> Result<Vec<String>, Failure> {
+    shared(link, oid, "s.deptype <> 'o'", "privileges for ").await
+}
+
+async fn shared(link: &Link, oid: u32, kind: &str, label: &str) -> Result<Vec<String>, Failure> {
+    let text = format!(
+        "SELECT COALESCE(pg_catalog.pg_describe_object(s.classid, s.objid, s.objsubid), 'a shared object') FROM pg_catalog.pg_shdepend s \
+         WHERE s.dbid = 0 AND s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND s.refobjid = {oid}::pg_catalog.oid AND {kind} \
+         ORDER BY 1 LIMIT {NAMED}"
+    );
+    let rows = link.query("look for shared objects", &text).await?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.get(0))
+        .map(|object| format!("{label}{object}"))
+        .collect())
+}

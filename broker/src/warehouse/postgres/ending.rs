@@ -1,0 +1,466 @@
+//! The ladder that ends a user: no new logins, no memberships, no sessions, nothing owned, no role. Each rung is a
+//! transaction of its own, may be repeated, and failing never stops the next (S2). A rung acts on a name only in the
+//! message that has locked it and compared its OID (S5).
+
+use std::time::Duration;
+
+use kdbt_api::Timestamp;
+use tokio::time::Instant;
+
+use super::clean::{self, Heir};
+use super::connect::{Connector, Failure, Limits, Link};
+use super::plan::{self, BROKER};
+use super::pool::Taken;
+use super::sql::{ANOTHER_ROLE, Era, Step, Target, Use, literal};
+use super::{PostgresConfig, PostgresWarehouse};
+use crate::lease::{EngineId, UserRef};
+use crate::mark::{self, Mark};
+use crate::warehouse::{EndOutcome, MarkedUser, WarehouseError};
+
+/// Two scans this far apart that find nothing, after NOLOGIN is committed, are enough: measured, no orphan in 50.
+const BETWEEN_SCANS: Duration = Duration::from_millis(20);
+
+/// One user's end, with all it needs.
+pub(super) struct Ending<'a> {
+    warehouse: &'a PostgresWarehouse,
+    pub(super) config: &'a PostgresConfig,
+}
+
+/// What the catalog says of a role.
+struct Found {
+    target: Target,
+    can_login: bool,
+}
+
+impl PostgresWarehouse {
+    pub(super) fn ending(&self) -> Ending<'_> {
+        Ending {
+            warehouse: self,
+            config: &self.config,
+        }
+    }
+}
+
+impl Ending<'_> {
+    /// The whole ladder for a lease's user.
+    pub(super) async fn end(&self, user: &UserRef) -> Result<EndOutcome, WarehouseError> {
+        let link = self.warehouse.end.take().await?;
+        let Some(found) = self.find(&link, user).await? else {
+            return Ok(match user.engine_id {
+                Some(EngineId::Oid(oid)) => self.orphans(&link, oid).await?,
+                None => EndOutcome::Dropped,
+            });
+        };
+        let heir = match &user.owner {
+            Some(owner) => Heir::Role(owner.to_string()),
+            None => Heir::None,
+        };
+        self.ladder(link, found, &heir).await
+    }
+
+    /// The whole ladder for a user that no lease explains: its mark is ours, and no more is known.
+    pub(super) async fn end_marked(&self, user: &MarkedUser) -> Result<EndOutcome, WarehouseError> {
+        let link = self.warehouse.end.take().await?;
+        let EngineId::Oid(oid) = user.engine_id;
+        let Some(found) = look(&link, &format!("r.oid = {oid}::pg_catalog.oid")).await? else {
+            return self.orphans(&link, oid).await;
+        };
+        if !found
+            .target
+            .comment
+            .starts_with(&mark::prefix(&self.config.installation))
+        {
+            return Ok(EndOutcome::Dropped);
+        }
+        let heir = match found.target.comment.parse::<Mark>() {
+            Ok(Mark { owner: Some(owner), .. }) => Heir::Role(owner.to_string()),
+            Ok(Mark { owner: None, .. }) => Heir::None,
+            Err(_) => Heir::Unknown,
+        };
+        self.ladder(link, found, &heir).await
+    }
+
+    /// Moves the native expiry.
+    pub(super) async fn extend(&self, user: &UserRef, ends_at: Timestamp) -> Result<(), WarehouseError> {
+        let link = self.warehouse.end.take().await?;
+        let found = self.find(&link, user).await?.ok_or(WarehouseError::Gone)?;
+        let act = Step::ValidUntil {
+            role: found.target.name.clone(),
+            until: ends_at,
+        };
+        link.run_again("extend a user", &plan::guarded(&found.target, [act]))
+            .await?;
+        Ok(())
+    }
+
+    /// Ends the sessions that stand now; the user may log in again at once. Afterwards the broker is no member of it
+    /// any more, so that a scan for another user cannot hit it.
+    pub(super) async fn end_sessions(&self, user: &UserRef) -> Result<u32, WarehouseError> {
+        let link = self.warehouse.end.take().await?;
+        let found = self.find(&link, user).await?.ok_or(WarehouseError::Gone)?;
+        let target = &found.target;
+        let mut pids = sessions(&link, target.oid).await?;
+        if pids.is_empty() {
+            return Ok(0);
+        }
+        self.join(&link, target).await?;
+        let count = u32::try_from(pids.len()).unwrap_or(u32::MAX);
+        let deadline = Instant::now() + self.config.fence_timeout;
+        let mut result = Ok(count);
+        while !pids.is_empty() {
+            if Instant::now() > deadline {
+                let left = pids.len();
+                result = Err(WarehouseError::Unsafe(format!("{left} sessions do not end")));
+                break;
+            }
+            terminate(&link, &pids).await;
+            tokio::time::sleep(BETWEEN_SCANS).await;
+            let now = sessions(&link, target.oid).await?;
+            pids.retain(|pid| now.contains(pid));
+        }
+        self.leave(&link, target).await?;
+        result
+    }
+
+    /// The role that is meant: by OID if it is known, and with this lease's mark in any case.
+    async fn find(&self, link: &Link, user: &UserRef) -> Result<Option<Found>, WarehouseError> {
+        let condition = match user.engine_id {
+            Some(EngineId::Oid(oid)) => format!("r.oid = {oid}::pg_catalog.oid"),
+            None => format!("r.rolname = {}", literal(user.username.as_str())),
+        };
+        let found = look(link, &condition).await?;
+        let mine = format!("{}{} ", mark::prefix(&self.config.installation), user.lease);
+        Ok(found.filter(|found| found.target.comment.starts_with(&mine)))
+    }
+
+    /// The role is gone. Sessions and prepared transactions of its OID may not be, if somebody dropped it by hand; and
+    /// without the role nobody but a superuser can end them.
+    async fn orphans(&self, link: &Link, oid: u32) -> Result<EndOutcome, WarehouseError> {
+        if look(link, &format!("r.oid = {oid}::pg_catalog.oid")).await?.is_some() {
+            // Its mark is not ours: it is not touched.
+            return Ok(EndOutcome::Dropped);
+        }
+        let mut left: Vec<String> = sessions(link, oid).await?.into_iter().map(session_name).collect();
+        left.extend(prepared(link, oid, None).await?.into_iter().map(|p| p.describe()));
+        Ok(outcome(left))
+    }
+
+    async fn ladder(&self, link: Taken, found: Found, heir: &Heir) -> Result<EndOutcome, WarehouseError> {
+        let target = &found.target;
+        if let Some(left) = self.lock_out(&link, &found, heir).await? {
+            return Ok(EndOutcome::Blocked(left));
+        }
+        let mut left = Vec::new();
+        // Nearly every user owns nothing.
+        if clean::count(&link, target.oid).await? > 0 {
+            self.join(&link, target).await?;
+            left = clean::clean(self, &link, target, heir).await?;
+            if clean::count(&link, target.oid).await? > clean::AT_ONCE {
+                // DROP ROLE would write a line about each.
+                return Ok(EndOutcome::Blocked(left));
+            }
+        }
+        match self.drop_role(&link, target).await {
+            Ok(()) => self.orphans(&link, target.oid).await,
+            Err(failure) if failure.code() == ANOTHER_ROLE => self.orphans(&link, target.oid).await,
+            Err(failure) if failure.code() == "2BP01" => {
+                if left.is_empty() {
+                    left = clean::dependencies(self, &link, target.oid).await?;
+                }
+                if left.is_empty() {
+                    left.push("objects that the broker cannot see".to_owned());
+                }
+                Ok(EndOutcome::Blocked(left))
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The first three rungs, again and again until all hold or time is up. `Some`: locked out, but this still runs.
+    async fn lock_out(&self, link: &Link, found: &Found, heir: &Heir) -> Result<Option<Vec<String>>, WarehouseError> {
+        let target = &found.target;
+        let deadline = Instant::now() + self.config.fence_timeout;
+        let mut can_login = found.can_login;
+        let mut joined = false;
+        let mut empty = 0;
+        loop {
+            let mut obstacle = None;
+            if can_login {
+                let act = Step::NoLogin {
+                    role: target.name.clone(),
+                };
+                match link.run("lock a user out", &plan::guarded(target, [act])).await {
+                    Ok(_) => can_login = false,
+                    Err(failure) if failure.code() == ANOTHER_ROLE => return Ok(None),
+                    Err(failure @ Failure::Lost(_)) => return Err(failure.into()),
+                    Err(failure) => obstacle = Some(failure),
+                }
+            }
+            // Before 16 a membership of the lease in our own role stands in the way of ours in it.
+            if link.era == Era::Before16 {
+                revoke_memberships(link, target).await?;
+            }
+            let pids = all_pids(link, target.oid).await?;
+            let transactions = prepared(link, target.oid, heir.role()).await?;
+            let quiet = pids.is_empty() && transactions.is_empty();
+            if !quiet && !joined {
+                match self.join(link, target).await {
+                    Ok(()) => joined = true,
+                    Err(failure) => obstacle = obstacle.or(Some(failure)),
+                }
+            }
+            if link.era == Era::From16 {
+                revoke_memberships(link, target).await?;
+            }
+            let mut alive = terminate(link, &pids.own).await > 0;
+            // Most of the others are not ours to end; one that is, is a login asleep after its checks.
+            alive |= terminate(link, &pids.unknown).await > 0;
+            for transaction in &transactions {
+                self.roll_back(transaction).await;
+            }
+            empty = if alive || !pids.own.is_empty() || !transactions.is_empty() || can_login {
+                0
+            } else {
+                empty + 1
+            };
+            if empty >= 2 {
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                if let (true, Some(failure)) = (can_login, obstacle) {
+                    return Err(failure.into());
+                }
+                let mut left: Vec<String> = pids.own.into_iter().map(session_name).collect();
+                left.extend(transactions.iter().map(Prepared::describe));
+                return Ok(Some(left));
+            }
+            tokio::time::sleep(BETWEEN_SCANS).await;
+        }
+    }
+
+    /// Makes the broker a member of the user: the right to end its sessions and to clean up after it.
+    pub(super) async fn join(&self, link: &Link, target: &Target) -> Result<(), Failure> {
+        let grant = Step::Grant {
+            roles: vec![target.name.clone()],
+            to: BROKER.to_owned(),
+            usage: Use::Both,
+        };
+        link.run_again("join a user's role", &plan::guarded(target, [grant]))
+            .await?;
+        Ok(())
+    }
+
+    /// The other way round. The grant that made the role, by the server itself, stays.
+    pub(super) async fn leave(&self, link: &Link, target: &Target) -> Result<(), Failure> {
+        let leave = Step::Revoke {
+            role: target.name.clone(),
+            from: BROKER.to_owned(),
+        };
+        link.run_again("leave a user's role", &plan::guarded(target, [leave]))
+            .await?;
+        Ok(())
+    }
+
+    async fn drop_role(&self, link: &Link, target: &Target) -> Result<(), Failure> {
+        let act = Step::DropRole {
+            role: target.name.clone(),
+        };
+        match link.run_again("drop a user", &plan::guarded(target, [act])).await {
+            // Dropped by hand meanwhile; the caller looks for what it left.
+            Err(failure) if failure.code() == "42704" => Ok(()),
+            Err(failure) => Err(failure),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// As its owner, in its database: nobody else but a superuser may. What fails is found again by the next scan.
+    async fn roll_back(&self, transaction: &Prepared) {
+        let Ok(link) = self.open(&transaction.database).await else {
+            return;
+        };
+        let role = Step::SetRole {
+            role: transaction.owner.clone(),
+        };
+        let roll_back = Step::RollbackPrepared {
+            gid: transaction.gid.clone(),
+        };
+        if link.run("act as a prepared transaction's owner", &[role]).await.is_ok() {
+            let _ = link.run("roll a prepared transaction back", &[roll_back]).await;
+        }
+    }
+
+    /// A connection of its own to one database, for cleaning.
+    pub(super) async fn open(&self, database: &str) -> Result<Link, Failure> {
+        let limits = Limits {
+            lock: self.config.end_lock_timeout,
+            statement: self.config.end_timeout,
+        };
+        let connector: &Connector = &self.warehouse.connector;
+        connector.open(database, limits).await
+    }
+}
+
+fn outcome(left: Vec<String>) -> EndOutcome {
+    if left.is_empty() {
+        EndOutcome::Dropped
+    } else {
+        EndOutcome::Blocked(left)
+    }
+}
+
+fn session_name(pid: i32) -> String {
+    format!("session with pid {pid}")
+}
+
+async fn look(link: &Link, condition: &str) -> Result<Option<Found>, WarehouseError> {
+    let text = format!(
+        "SELECT r.oid, r.rolname, pg_catalog.shobj_description(r.oid, 'pg_authid'), r.rolcanlogin FROM pg_catalog.pg_roles r WHERE {condition}"
+    );
+    let rows = link.query("look for a user", &text).await?;
+    Ok(rows.first().and_then(|row| {
+        Some(Found {
+            target: Target {
+                oid: row.get(0)?.parse().ok()?,
+                name: row.get(1)?.to_owned(),
+                comment: row.get(2).unwrap_or_default().to_owned(),
+            },
+            can_login: row.get(3) == Some("t"),
+        })
+    }))
+}
+
+/// What may still act for a role.
+struct Pids {
+    /// Sessions of it.
+    own: Vec<i32>,
+    /// They hold locks and stand in no row, or in one without a role: among them a login of the role's that sleeps after its
+    /// checks (`post_auth_delay`), and processes of the server's own.
+    unknown: Vec<i32>,
+}
+
+impl Pids {
+    fn is_empty(&self) -> bool {
+        self.own.is_empty() && self.unknown.is_empty()
+    }
+}
+
+async fn all_pids(link: &Link, oid: u32) -> Result<Pids, Failure> {
+    let text = "SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l WHERE l.pid IS NOT NULL AND l.pid <> pg_catalog.pg_backend_pid() \
+         AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.pid = l.pid AND a.usesysid IS NOT NULL)";
+    // Both views of one moment do not exist; a login that moves from one to the other is in the second or in the next scan.
+    let unknown = match link.query("look for logins under way", text).await {
+        Ok(rows) => numbers(&rows),
+        // A full lock table must not keep us from ending the sessions that fill it.
+        Err(Failure::Refused { .. }) => Vec::new(),
+        Err(failure) => return Err(failure),
+    };
+    let own = sessions(link, oid).await?;
+    Ok(Pids { own, unknown })
+}
+
+async fn sessions(link: &Link, oid: u32) -> Result<Vec<i32>, Failure> {
+    let text =
+        format!("SELECT a.pid FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.usesysid = {oid}::pg_catalog.oid");
+    Ok(numbers(&link.query("look for sessions", &text).await?))
+}
+
+fn numbers(rows: &[tokio_postgres::SimpleQueryRow]) -> Vec<i32> {
+    rows.iter().filter_map(|row| row.get(0)?.parse().ok()).collect()
+}
+
+/// One statement per pid, so that one that is not ours to end stops no other. How many were told to end.
+async fn terminate(link: &Link, pids: &[i32]) -> usize {
+    let mut told = 0;
+    for pid in pids {
+        let answer = link.run("end a session", &[Step::Terminate { pid: *pid }]).await;
+        if answer.is_ok_and(|rows| rows.first().and_then(|row| row.get(0)) == Some("t")) {
+            told += 1;
+        }
+    }
+    told
+}
+
+struct Prepared {
+    gid: String,
+    database: String,
+    owner: String,
+}
+
+impl Prepared {
+    fn describe(&self) -> String {
+        format!("prepared transaction {} in database {}", self.gid, self.database)
+    }
+}
+
+/// Prepared transactions of the role; those that hold a lock on the role; and those of its owner role that have
+/// written to the table of roles, as only a user that alters itself has reason to.
+async fn prepared(link: &Link, oid: u32, owner: Option<&str>) -> Result<Vec<Prepared>, Failure> {
+    let by_owner = owner.map(|owner| {
+        format!(
+            " OR (o.rolname = {} AND EXISTS (SELECT FROM pg_catalog.pg_locks b JOIN pg_catalog.pg_locks x ON x.virtualtransaction = b.virtualtransaction \
+             WHERE b.pid IS NULL AND b.relation = 'pg_catalog.pg_authid'::pg_catalog.regclass AND b.mode = 'RowExclusiveLock' \
+             AND x.transactionid = p.transaction))",
+            literal(owner)
+        )
+    });
+    let text = format!(
+        "SELECT p.gid, d.datname, COALESCE(o.rolname, '') FROM pg_catalog.pg_prepared_xact() p \
+         JOIN pg_catalog.pg_database d ON d.oid = p.dbid LEFT JOIN pg_catalog.pg_roles o ON o.oid = p.ownerid \
+         WHERE p.ownerid = {oid}::pg_catalog.oid OR EXISTS (SELECT FROM pg_catalog.pg_locks b \
+         JOIN pg_catalog.pg_locks x ON x.virtualtransaction = b.virtualtransaction \
+         WHERE b.pid IS NULL AND b.classid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND b.objid = {oid}::pg_catalog.oid \
+         AND x.transactionid = p.transaction){}",
+        by_owner.unwrap_or_default()
+    );
+    let rows = match link.query("look for prepared transactions", &text).await {
+        Ok(rows) => rows,
+        Err(Failure::Refused { code, .. }) if code == "53200" => return Ok(Vec::new()),
+        Err(failure) => return Err(failure),
+    };
+    Ok(rows
+        .iter()
+        .filter_map(|row| {
+            Some(Prepared {
+                gid: row.get(0)?.to_owned(),
+                database: row.get(1)?.to_owned(),
+                owner: row.get(2)?.to_owned(),
+            })
+        })
+        .collect())
+}
+
+/// Every membership that the catalog shows now, one by one: somebody else may have granted some, and a REVOKE of ours
+/// leaves theirs. What remains goes with the role.
+async fn revoke_memberships(link: &Link, target: &Target) -> Result<(), Failure> {
+    let text = format!(
+        "SELECT DISTINCT r.rolname, m.rolname, g.rolname FROM pg_catalog.pg_auth_members a \
+         JOIN pg_catalog.pg_roles r ON r.oid = a.roleid JOIN pg_catalog.pg_roles m ON m.oid = a.member \
+         LEFT JOIN pg_catalog.pg_roles g ON g.oid = a.grantor \
+         WHERE a.member = {oid}::pg_catalog.oid OR a.grantor = {oid}::pg_catalog.oid",
+        oid = target.oid
+    );
+    let rows = match link.query("look for memberships", &text).await {
+        Ok(rows) => rows,
+        Err(failure @ Failure::Lost(_)) => return Err(failure),
+        Err(_) => return Ok(()),
+    };
+    for row in rows {
+        let (Some(role), Some(from)) = (row.get(0), row.get(1)) else {
+            continue;
+        };
+        let (role, from) = (role.to_owned(), from.to_owned());
+        let revoke = match (link.era, row.get(2)) {
+            (Era::From16, Some(grantor)) => Step::RevokeGrantedBy {
+                role,
+                from,
+                grantor: grantor.to_owned(),
+            },
+            (Era::Before16 | Era::From16, _) => Step::Revoke { role, from },
+        };
+        if let Err(failure @ Failure::Lost(_)) = link.run("revoke a membership", &plan::guarded(target, [revoke])).await
+        {
+            return Err(failure);
+        }
+    }
+    Ok(())
+}
