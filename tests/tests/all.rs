@@ -6,3 +6,5 @@ mod issuer;
 mod keycloak;
 #[path = "all/stack.rs"]
 mod stack;
+#[path = "all/warehouse.rs"]
+mod warehouse;

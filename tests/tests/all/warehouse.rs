@@ -1,0 +1,695 @@
+//! The PostgreSQL driver keeps the contract of `Warehouse`, on the oldest and the newest server that we support.
+
+use std::time::{Duration, Instant};
+
+use kdbt_api::Timestamp;
+use kdbt_api::credential::Iterations;
+use kdbt_api::name::RoleName;
+use kdbt_broker::grant::{Access, Owner};
+use kdbt_broker::lease::EngineId;
+use kdbt_broker::warehouse::{CreateError, EndOutcome, Severity, Warehouse, WarehouseError};
+use kdbt_e2e::contract::warehouse::{World, own_role, user_ref};
+use kdbt_e2e::postgres::{PgOptions, PgVersion};
+
+/// Each case once per version.
+macro_rules! on_both {
+    ($($name:ident: $world:expr;)*) => {
+        mod on_15 { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(&($world)(super::PgVersion::Pg15).await).await; }
+        )* }
+        mod on_18 { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(&($world)(super::PgVersion::Pg18).await).await; }
+        )* }
+    };
+}
+
+
+async fn with_prepared(version: PgVersion) -> World {
+    World::own(version, &PgOptions::default().set("max_prepared_transactions", "10")).await
+}
+
+mod cases {
+    use super::{PgVersion, World, with_prepared};
+    pub(super) async fn shared(version: PgVersion) -> World {
+        World::shared(version).await
+    }
+    pub(super) async fn prepared(version: PgVersion) -> World {
+        with_prepared(version).await
+    }
+}
+
+on_both! {
+    a_login_acts_as_its_owner_with_either_number_of_iterations: super::cases::shared;
+    a_reader_reads_and_cannot_create: super::cases::shared;
+    a_taken_name_leaves_the_foreign_role_untouched: super::cases::shared;
+    a_person_gets_a_schema_that_outlives_the_lease: super::cases::shared;
+    somebody_elses_role_or_schema_is_never_adopted: super::cases::shared;
+    an_end_takes_idle_and_open_sessions_with_it: super::cases::shared;
+    a_session_that_holds_its_own_row_is_ended: super::cases::shared;
+    prepared_transactions_do_not_outlive_the_lease: super::cases::prepared;
+    what_is_owned_in_two_databases_goes_to_the_owner_role: super::cases::shared;
+    a_readers_function_is_dropped_and_never_handed_over: super::cases::shared;
+    an_owner_role_renamed_does_not_stop_the_end: super::cases::shared;
+    a_login_asleep_after_its_checks_is_ended: super::cases::shared;
+    forty_two_leases_at_once_come_and_go: super::cases::shared;
+    marks_of_others_and_stripped_marks_are_left_alone: super::cases::shared;
+    a_reused_name_is_never_touched: super::cases::shared;
+    a_missing_user_is_dropped: super::cases::shared;
+    a_strangers_grant_blocks_until_the_dba_revokes_it: super::cases::shared;
+    planted_operators_never_run_as_the_broker: super::cases::shared;
+    an_extension_moves_the_native_expiry: super::cases::shared;
+    ending_sessions_leaves_the_login_working: super::cases::shared;
+    no_lease_reaches_a_role_that_can_log_in: super::cases::shared;
+    a_late_order_is_refused_before_anything_is_sent: super::cases::shared;
+    a_user_without_an_oid_is_found_by_its_mark_only: super::cases::shared;
+    a_marked_user_that_nobody_knows_is_ended: super::cases::shared;
+    the_doctor_finds_nothing_after_the_bootstrap: super::cases::shared;
+    another_leases_grant_does_not_block_the_end: super::cases::shared;
+}
+
+async fn a_login_acts_as_its_owner_with_either_number_of_iterations(world: &World) {
+    for (slot, iterations) in [(0, Iterations::One), (1, Iterations::Standard)] {
+        let (user, password) = world.user("ada", slot, world.act_as(), iterations);
+        let at = world.issue(&user).await;
+        let client = world
+            .connect_as(&world.database, user.username.as_str(), &password)
+            .await
+            .unwrap();
+        let row = client
+            .query_one(
+                "SELECT session_user::text, current_user::text, current_setting('search_path')",
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!(row.get::<_, String>(0), user.username.as_str());
+        assert_eq!(row.get::<_, String>(1), world.owner.as_str());
+        assert_eq!(row.get::<_, String>(2), "marts");
+        client
+            .batch_execute("CREATE TABLE marts.made AS SELECT 1; CREATE TEMP TABLE t (i int); DROP TABLE marts.made")
+            .await
+            .unwrap();
+        drop(client);
+        assert_eq!(world.end(&at).await, EndOutcome::Dropped);
+        assert_eq!(world.left_of(&at).await, 0);
+    }
+}
+
+async fn a_reader_reads_and_cannot_create(world: &World) {
+    let lease = world.lease("rita", world.read()).await;
+    let client = lease.login(&world.database).await.unwrap();
+    assert_eq!(
+        client
+            .query_one("SELECT id FROM fruit", &[])
+            .await
+            .unwrap()
+            .get::<_, i32>(0),
+        1
+    );
+    for forbidden in [
+        "CREATE TABLE marts.x (i int)",
+        "CREATE SCHEMA x",
+        "CREATE TEMP TABLE x (i int)",
+        "CREATE TABLE public.x (i int)",
+    ] {
+        let error = client.batch_execute(forbidden).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "42501", "{forbidden}");
+    }
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+}
+
+async fn a_taken_name_leaves_the_foreign_role_untouched(world: &World) {
+    let (user, _) = world.user("bob", 0, world.read(), Iterations::One);
+    let name = user.username.as_str();
+    world
+        .execute("postgres", &format!("CREATE ROLE {name} LOGIN CONNECTION LIMIT 3"))
+        .await
+        .unwrap();
+    // Beside one that is fine, in one batch or two.
+    let (other, _) = world.user("bob", 1, world.read(), Iterations::One);
+    let (taken, made) = tokio::join!(
+        world.warehouse.create_user(user.clone()),
+        world.warehouse.create_user(other)
+    );
+    assert!(matches!(taken, Err(CreateError::NameTaken)), "{taken:?}");
+    made.unwrap();
+    assert_eq!(world.end(&user_ref(&user, None)).await, EndOutcome::Dropped);
+    let look = format!("SELECT rolcanlogin::text || rolconnlimit FROM pg_roles WHERE rolname = '{name}'");
+    assert_eq!(world.value("postgres", &look).await, "true3");
+}
+
+async fn a_person_gets_a_schema_that_outlives_the_lease(world: &World) {
+    let access = world.personal("pia");
+    let lease = world.lease("pia", access.clone()).await;
+    let schema = format!("dbt_pia_{}", world.tag);
+    let client = lease.login(&world.database).await.unwrap();
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE {schema}.t AS SELECT * FROM marts.fruit; CREATE TEMP TABLE tmp (i int)"
+        ))
+        .await
+        .unwrap();
+    assert!(
+        client.batch_execute("CREATE SCHEMA more").await.is_err(),
+        "create_schemas was not granted"
+    );
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    let owner = format!("SELECT tableowner FROM pg_tables WHERE schemaname = '{schema}'");
+    assert_eq!(world.value(&world.database, &owner).await, own_role(&access));
+    // Once more: found, not made; and its groups follow the policy of today.
+    let Access::ActAs(Owner::Personal(mut personal)) = access else {
+        panic!()
+    };
+    personal.groups.clear();
+    let (again, password) = world.user("pia", 0, Access::ActAs(Owner::Personal(personal)), Iterations::One);
+    world.issue(&again).await;
+    let client = world
+        .connect_as(&world.database, again.username.as_str(), &password)
+        .await
+        .unwrap();
+    client.batch_execute(&format!("DROP TABLE {schema}.t")).await.unwrap();
+    let error = client.batch_execute("SELECT * FROM marts.fruit").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42501", "the group was taken away");
+}
+
+async fn somebody_elses_role_or_schema_is_never_adopted(world: &World) {
+    let access = world.personal("eve");
+    let lease = world.lease("eve", access.clone()).await;
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    let (mut other, _) = world.user("eve", 0, access.clone(), Iterations::One);
+    other.subject = kdbt_broker::lease::SubjectHash::of("https://sso.test", "a newcomer");
+    let refused = world.warehouse.create_user(other).await;
+    assert!(
+        matches!(refused, Err(CreateError::Refused(WarehouseError::Unsafe(_)))),
+        "{refused:?}"
+    );
+    let sql = format!("ALTER SCHEMA dbt_eve_{} OWNER TO {}", world.tag, world.owner);
+    world.execute(&world.database, &sql).await.unwrap();
+    let (again, _) = world.user("eve", 0, access, Iterations::One);
+    let refused = world.warehouse.create_user(again.clone()).await;
+    assert!(
+        matches!(refused, Err(CreateError::Refused(WarehouseError::Unsafe(_)))),
+        "{refused:?}"
+    );
+    assert_eq!(
+        world
+            .count(
+                "postgres",
+                &format!("SELECT 1 FROM pg_roles WHERE rolname = '{}'", again.username)
+            )
+            .await,
+        0
+    );
+}
+
+async fn an_end_takes_idle_and_open_sessions_with_it(world: &World) {
+    let lease = world.lease("ida", world.act_as()).await;
+    let idle = lease.login(&world.database).await.unwrap();
+    let open = lease.login(&world.database).await.unwrap();
+    open.batch_execute("BEGIN; CREATE TABLE marts.open (i int)")
+        .await
+        .unwrap();
+    let elsewhere = lease.login(&world.second).await;
+    assert_eq!(
+        world.warehouse.marked_users().await.unwrap().users[0].sessions,
+        if elsewhere.is_ok() { 3 } else { 2 }
+    );
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert_eq!(world.left_of(&lease.at).await, 0);
+    assert!(idle.batch_execute("SELECT 1").await.is_err());
+    assert!(open.batch_execute("COMMIT").await.is_err());
+}
+
+/// S2: it holds the row that NOLOGIN needs.
+async fn a_session_that_holds_its_own_row_is_ended(world: &World) {
+    let lease = world.lease("mal", world.act_as()).await;
+    let client = lease.login(&world.database).await.unwrap();
+    client
+        .batch_execute("BEGIN; SET ROLE NONE; ALTER ROLE current_user PASSWORD 'x'")
+        .await
+        .unwrap();
+    let start = Instant::now();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert_eq!(world.left_of(&lease.at).await, 0);
+}
+
+/// S2, S25: as the lease, as its owner role, and one that only read.
+async fn prepared_transactions_do_not_outlive_the_lease(world: &World) {
+    for (slot, sql) in [
+        "BEGIN; SET ROLE NONE; ALTER ROLE current_user PASSWORD 'x'; PREPARE TRANSACTION 'p'",
+        "BEGIN; SET LOCAL ROLE NONE; ALTER ROLE current_user PASSWORD 'x'; SET LOCAL ROLE DEFAULT_OWNER; PREPARE TRANSACTION 'p'",
+        "BEGIN; SET ROLE NONE; SELECT count(*) FROM pg_class; PREPARE TRANSACTION 'p'",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (user, password) = world.user("prep", u16::try_from(slot).unwrap(), world.act_as(), Iterations::One);
+        let at = world.issue(&user).await;
+        let client = world.connect_as(&world.database, user.username.as_str(), &password).await.unwrap();
+        client.batch_execute(&sql.replace("DEFAULT_OWNER", world.owner.as_str())).await.unwrap();
+        drop(client);
+        assert_eq!(world.count("postgres", "SELECT 1 FROM pg_prepared_xacts").await, 1, "{sql}");
+        assert_eq!(world.end(&at).await, EndOutcome::Dropped, "{sql}");
+        assert_eq!(world.left_of(&at).await, 0, "{sql}");
+        assert_eq!(world.count("postgres", "SELECT 1 FROM pg_prepared_xacts").await, 0, "{sql}");
+    }
+}
+
+/// S10, S25: nothing is lost, large objects go, and the role's function is not lent to the owner role.
+async fn what_is_owned_in_two_databases_goes_to_the_owner_role(world: &World) {
+    let lease = world.lease("own", world.act_as()).await;
+    let name = lease.name();
+    let open = format!("GRANT CONNECT ON DATABASE {} TO PUBLIC", world.second);
+    world.execute("postgres", &open).await.unwrap();
+    for database in [&world.database, &world.second] {
+        let sql = format!(
+            "CREATE SCHEMA by_lease AUTHORIZATION {name}; CREATE TABLE by_lease.kept AS SELECT 7 AS n; ALTER TABLE by_lease.kept OWNER TO {name}; \
+             ALTER DEFAULT PRIVILEGES FOR ROLE {name} GRANT SELECT ON TABLES TO PUBLIC; \
+             CREATE FUNCTION by_lease.f() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1; ALTER FUNCTION by_lease.f() OWNER TO {name}"
+        );
+        world.execute(database, &sql).await.unwrap();
+        let client = lease.login(database).await.unwrap();
+        client
+            .batch_execute("SET ROLE NONE; SELECT lo_create(0) FROM generate_series(1, 1500)")
+            .await
+            .unwrap();
+    }
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    for database in [&world.database, &world.second] {
+        assert_eq!(world.value(database, "SELECT n FROM by_lease.kept").await, "7");
+        let owner = "SELECT string_agg(DISTINCT o, ',') FROM (SELECT tableowner::text AS o FROM pg_tables WHERE schemaname = 'by_lease' \
+             UNION SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'by_lease') s";
+        assert_eq!(world.value(database, owner).await, world.owner.as_str());
+        assert_eq!(world.count(database, "SELECT 1 FROM pg_largeobject_metadata").await, 0);
+        assert_eq!(
+            world.count(database, "SELECT 1 FROM pg_proc WHERE proname = 'f'").await,
+            0
+        );
+    }
+}
+
+/// S8.
+async fn a_readers_function_is_dropped_and_never_handed_over(world: &World) {
+    let lease = world.lease("rob", world.read()).await;
+    let sql = format!(
+        "CREATE FUNCTION public.trap() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1; ALTER FUNCTION public.trap() OWNER TO {}",
+        lease.name()
+    );
+    world.execute(&world.database, &sql).await.unwrap();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert_eq!(
+        world
+            .count(&world.database, "SELECT 1 FROM pg_proc WHERE proname = 'trap'")
+            .await,
+        0
+    );
+}
+
+/// S2: the name of the owner role in any statement of the fence would roll NOLOGIN back.
+async fn an_owner_role_renamed_does_not_stop_the_end(world: &World) {
+    let lease = world.lease("ren", world.act_as()).await;
+    let client = lease.login(&world.database).await.unwrap();
+    world
+        .execute("postgres", &format!("ALTER ROLE {0} RENAME TO {0}_new", world.owner))
+        .await
+        .unwrap();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert!(client.batch_execute("SELECT 1").await.is_err());
+    assert_eq!(world.left_of(&lease.at).await, 0);
+}
+
+/// S25: on 15 it stands in no list of sessions, on 18 in one without a role.
+async fn a_login_asleep_after_its_checks_is_ended(world: &World) {
+    let lease = world.lease("zzz", world.act_as()).await;
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host("127.0.0.1")
+        .port(world.port())
+        .dbname(&world.database)
+        .user(lease.name())
+        .password(&lease.password)
+        .options("-c post_auth_delay=6");
+    let login = tokio::spawn(async move { config.connect(tokio_postgres::NoTls).await.map(|_| ()) });
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert!(login.await.unwrap().is_err(), "the sleeper woke up inside");
+    assert_eq!(world.left_of(&lease.at).await, 0);
+}
+
+async fn forty_two_leases_at_once_come_and_go(world: &World) {
+    let users: Vec<_> = (0..42)
+        .map(|slot| {
+            let access = if slot % 2 == 0 { world.act_as() } else { world.read() };
+            world.user("many", slot, access, Iterations::One).0
+        })
+        .collect();
+    let issues = users.iter().map(|user| {
+        let (warehouse, user) = (world.warehouse.clone(), user.clone());
+        tokio::spawn(async move { user_ref(&user, Some(warehouse.create_user(user.clone()).await.unwrap())) })
+    });
+    let mut refs = Vec::new();
+    for issue in issues.collect::<Vec<_>>() {
+        refs.push(issue.await.unwrap());
+    }
+    let sweep = world.warehouse.marked_users().await.unwrap();
+    assert_eq!(sweep.users.len(), 42);
+    assert!(
+        sweep
+            .users
+            .iter()
+            .all(|user| user.mark.is_ok() && user.can_login && user.username.is_some())
+    );
+    for outcome in world.warehouse.end_users(&refs).await {
+        assert_eq!(outcome.unwrap(), EndOutcome::Dropped);
+    }
+    assert!(world.warehouse.marked_users().await.unwrap().users.is_empty());
+}
+
+/// S13.
+async fn marks_of_others_and_stripped_marks_are_left_alone(world: &World) {
+    let lease = world.lease("ann", world.read()).await;
+    let other = world.other_warehouse(&format!("other-{}", world.tag));
+    assert!(other.marked_users().await.unwrap().users.is_empty());
+    assert_eq!(
+        other
+            .end_users(std::slice::from_ref(&lease.at))
+            .await
+            .pop()
+            .unwrap()
+            .unwrap(),
+        EndOutcome::Dropped
+    );
+    assert_eq!(
+        world.left_of(&lease.at).await,
+        1,
+        "another installation's end touched it"
+    );
+    assert!(matches!(
+        other.extend_user(&lease.at, lease.user.ends_at).await,
+        Err(WarehouseError::Gone)
+    ));
+    world
+        .execute("postgres", &format!("COMMENT ON ROLE {} IS NULL", lease.name()))
+        .await
+        .unwrap();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert_eq!(world.left_of(&lease.at).await, 1, "a role without our mark was touched");
+    assert!(world.warehouse.marked_users().await.unwrap().users.is_empty());
+}
+
+/// S5.
+async fn a_reused_name_is_never_touched(world: &World) {
+    let lease = world.lease("reu", world.read()).await;
+    let name = lease.name();
+    let comment = world
+        .value(
+            "postgres",
+            &format!("SELECT shobj_description('{name}'::regrole, 'pg_authid')"),
+        )
+        .await;
+    let sql = format!("DROP ROLE {name}; CREATE ROLE {name} LOGIN; COMMENT ON ROLE {name} IS '{comment}'");
+    world.execute("postgres", &sql).await.unwrap();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    let look = format!("SELECT rolcanlogin FROM pg_roles WHERE rolname = '{name}'");
+    assert_eq!(world.value("postgres", &look).await, "t");
+}
+
+async fn a_missing_user_is_dropped(world: &World) {
+    let (user, _) = world.user("nil", 0, world.read(), Iterations::One);
+    assert_eq!(world.end(&user_ref(&user, None)).await, EndOutcome::Dropped);
+    assert_eq!(
+        world.end(&user_ref(&user, Some(EngineId::Oid(4_000_000_000)))).await,
+        EndOutcome::Dropped
+    );
+    assert!(matches!(
+        world.warehouse.end_sessions(&user_ref(&user, None)).await,
+        Err(WarehouseError::Gone)
+    ));
+}
+
+async fn a_strangers_grant_blocks_until_the_dba_revokes_it(world: &World) {
+    let lease = world.lease("blo", world.act_as()).await;
+    let client = lease.login(&world.database).await.unwrap();
+    let sql = format!(
+        "CREATE TABLE public.foreign_fruit (i int); GRANT SELECT ON public.foreign_fruit TO {}",
+        lease.name()
+    );
+    world.execute(&world.database, &sql).await.unwrap();
+    let outcome = world.end(&lease.at).await;
+    let EndOutcome::Blocked(objects) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(
+        objects.iter().any(|object| object.contains("foreign_fruit")),
+        "{objects:?}"
+    );
+    assert!(
+        client.batch_execute("SELECT 1").await.is_err(),
+        "it is locked out all the same"
+    );
+    assert!(lease.login(&world.database).await.is_err());
+    let found = world.warehouse.marked_users().await.unwrap();
+    assert!(!found.users[0].can_login);
+    let sql = format!("REVOKE SELECT ON public.foreign_fruit FROM {}", lease.name());
+    world.execute(&world.database, &sql).await.unwrap();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+}
+
+/// S1: code that would run with the broker's rights, were its search path anything but pinned.
+async fn planted_operators_never_run_as_the_broker(world: &World) {
+    let login = &world.config.user;
+    let canary = format!("canary_{}", world.tag);
+    for database in [&world.database, &world.second] {
+        for schema in ["kdbt__broker", login, "public"] {
+            let mut sql = format!(
+                "CREATE SCHEMA IF NOT EXISTS {schema}; GRANT USAGE ON SCHEMA {schema} TO PUBLIC; \
+                 CREATE FUNCTION {schema}.trap() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE ROLE {canary}'; RETURN true; END $$;"
+            );
+            for (operator, left, right) in [
+                ("=", "oid", "regclass"),
+                ("=", "name", "text"),
+                ("<>", "oid", "oid"),
+                ("=", "oid", "oid"),
+                ("||", "text", "name"),
+            ] {
+                let function = format!(
+                    "{schema}.op_{}_{left}_{right}",
+                    if operator == "=" {
+                        "eq"
+                    } else if operator == "||" {
+                        "cat"
+                    } else {
+                        "ne"
+                    }
+                );
+                let returns = if operator == "||" { "text" } else { "bool" };
+                sql += &format!(
+                    "CREATE FUNCTION {function}({left}, {right}) RETURNS {returns} LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN PERFORM {schema}.trap(); RETURN true; END $$; \
+                     CREATE OPERATOR {schema}.{operator} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = {function});"
+                );
+            }
+            for (name, args) in [
+                ("lo_unlink", "oid"),
+                ("pg_terminate_backend", "int"),
+                ("starts_with", "text, text"),
+                ("pg_describe_object", "oid, oid, int"),
+            ] {
+                sql += &format!(
+                    "CREATE FUNCTION {schema}.{name}({args}) RETURNS bool LANGUAGE sql AS 'SELECT {schema}.trap()';"
+                );
+            }
+            world.execute(database, &sql).await.unwrap();
+        }
+        let set = format!(
+            "ALTER DATABASE {database} SET search_path = kdbt__broker, public, pg_catalog; ALTER DATABASE {database} SET default_transaction_read_only = on"
+        );
+        world.execute("postgres", &set).await.unwrap();
+    }
+    let set = format!(
+        "ALTER ROLE {login} SET search_path = kdbt__broker, public, pg_catalog; ALTER ROLE {login} SET standard_conforming_strings = off"
+    );
+    world.execute("postgres", &set).await.unwrap();
+    let lease = world.lease("s1", world.personal("s1")).await;
+    let client = lease.login(&world.database).await.unwrap();
+    client
+        .batch_execute("SET ROLE NONE; SET transaction_read_only = off; SELECT lo_create(0)")
+        .await
+        .unwrap();
+    world.warehouse.marked_users().await.unwrap();
+    world.warehouse.check(&world.needs).await;
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert_eq!(
+        world
+            .count(
+                "postgres",
+                &format!("SELECT 1 FROM pg_roles WHERE rolname = '{canary}'")
+            )
+            .await,
+        0
+    );
+}
+
+async fn an_extension_moves_the_native_expiry(world: &World) {
+    let lease = world.lease("ext", world.read()).await;
+    let later: Timestamp = lease.user.ends_at + Duration::from_secs(600);
+    world.warehouse.extend_user(&lease.at, later).await.unwrap();
+    let found = world.warehouse.marked_users().await.unwrap();
+    assert_eq!(found.users[0].native_end, Some(later));
+    let skew = jiff::Timestamp::now().as_millisecond() - found.server_time.as_unix_millis();
+    assert!(skew.abs() < 2000, "{skew}");
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert!(matches!(
+        world.warehouse.extend_user(&lease.at, later).await,
+        Err(WarehouseError::Gone)
+    ));
+}
+
+async fn ending_sessions_leaves_the_login_working(world: &World) {
+    let lease = world.lease("kil", world.act_as()).await;
+    let first = lease.login(&world.database).await.unwrap();
+    let second = lease.login(&world.database).await.unwrap();
+    assert_eq!(world.warehouse.end_sessions(&lease.at).await.unwrap(), 2);
+    assert!(first.batch_execute("SELECT 1").await.is_err());
+    assert!(second.batch_execute("SELECT 1").await.is_err());
+    lease
+        .login(&world.database)
+        .await
+        .unwrap()
+        .batch_execute("SELECT 1")
+        .await
+        .unwrap();
+    let usable = format!(
+        "SELECT 1 WHERE pg_has_role('kdbt__broker', '{}', 'USAGE')",
+        lease.name()
+    );
+    assert_eq!(
+        world.count("postgres", &usable).await,
+        0,
+        "the broker stayed a member of a live lease"
+    );
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+}
+
+/// S6: chains of one and three.
+async fn no_lease_reaches_a_role_that_can_log_in(world: &World) {
+    let (tag, owner) = (&world.tag, &world.owner);
+    let sql = format!(
+        "CREATE ROLE mid1_{tag}; CREATE ROLE mid2_{tag}; CREATE ROLE legacy_{tag} LOGIN; GRANT mid1_{tag} TO {owner}; GRANT mid2_{tag} TO mid1_{tag}; GRANT legacy_{tag} TO mid2_{tag}"
+    );
+    world.execute("postgres", &sql).await.unwrap();
+    let (user, _) = world.user("s6", 0, world.act_as(), Iterations::One);
+    let refused = world.warehouse.create_user(user.clone()).await.unwrap_err();
+    let CreateError::Refused(WarehouseError::Unsafe(why)) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(why.contains(&format!("mid2_{tag} > legacy_{tag}")), "{why}");
+    let codes: Vec<_> = world
+        .warehouse
+        .check(&world.needs)
+        .await
+        .into_iter()
+        .filter(|f| f.severity == Severity::Error)
+        .map(|f| f.code)
+        .collect();
+    assert!(codes.contains(&"road-to-login"), "{codes:?}");
+    let sql = format!("REVOKE mid1_{tag} FROM {owner}; ALTER ROLE {owner} LOGIN");
+    world.execute("postgres", &sql).await.unwrap();
+    let refused = world.warehouse.create_user(user.clone()).await.unwrap_err();
+    assert!(
+        matches!(refused, CreateError::Refused(WarehouseError::Unsafe(_))),
+        "{refused:?}"
+    );
+    world
+        .execute("postgres", &format!("ALTER ROLE {owner} NOLOGIN"))
+        .await
+        .unwrap();
+    world.issue(&user).await;
+}
+
+async fn a_late_order_is_refused_before_anything_is_sent(world: &World) {
+    let (mut user, _) = world.user("lat", 0, world.read(), Iterations::One);
+    user.deadline = tokio::time::Instant::now();
+    let refused = world.warehouse.create_user(user).await;
+    assert!(
+        matches!(refused, Err(CreateError::Refused(WarehouseError::Unreachable(_)))),
+        "{refused:?}"
+    );
+    assert!(world.warehouse.marked_users().await.unwrap().users.is_empty());
+}
+
+/// S5: the crash between the create and the record of its OID.
+async fn a_user_without_an_oid_is_found_by_its_mark_only(world: &World) {
+    let lease = world.lease("cra", world.read()).await;
+    let (another, _) = world.user("cra", 0, world.read(), Iterations::One);
+    assert_eq!(world.end(&user_ref(&another, None)).await, EndOutcome::Dropped);
+    assert_eq!(world.left_of(&lease.at).await, 1, "another lease's end touched it");
+    assert_eq!(world.end(&user_ref(&lease.user, None)).await, EndOutcome::Dropped);
+    assert_eq!(world.left_of(&lease.at).await, 0);
+}
+
+async fn a_marked_user_that_nobody_knows_is_ended(world: &World) {
+    let lease = world.lease("unk", world.read()).await;
+    let sql = format!(
+        "ALTER ROLE {0} RENAME TO \"o'dd $kdbt$ {0}\"; COMMENT ON ROLE \"o'dd $kdbt$ {0}\" IS 'kdbt/1 {1} what'",
+        lease.name(),
+        world.config.installation
+    );
+    world.execute("postgres", &sql).await.unwrap();
+    let found = world.warehouse.marked_users().await.unwrap().users.pop().unwrap();
+    assert!(found.username.is_none() && found.mark.is_err());
+    assert_eq!(world.warehouse.end_marked(&found).await.unwrap(), EndOutcome::Dropped);
+    assert_eq!(world.left_of(&lease.at).await, 0);
+}
+
+async fn the_doctor_finds_nothing_after_the_bootstrap(world: &World) {
+    let findings = world.warehouse.check(&world.needs).await;
+    let errors: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    let mut needs = world.needs.clone();
+    needs.databases[0].owners.push("not_there".parse::<RoleName>().unwrap());
+    needs.databases[0].connections = 10_000;
+    let sql = format!(
+        "GRANT CREATE ON SCHEMA public TO PUBLIC; ALTER DATABASE {} OWNER TO {}; ALTER TABLE marts.fruit ENABLE ROW LEVEL SECURITY; \
+         CREATE POLICY p ON marts.fruit TO {} USING (true)",
+        world.second, world.owner, world.group
+    );
+    world.execute(&world.database, &sql).await.unwrap();
+    let codes: Vec<_> = world
+        .warehouse
+        .check(&needs)
+        .await
+        .into_iter()
+        .filter(|f| f.severity == Severity::Error)
+        .map(|f| f.code)
+        .collect();
+    for code in [
+        "role-missing",
+        "connections",
+        "public-create",
+        "owner-owns-database",
+        "row-policy",
+    ] {
+        assert!(codes.contains(&code), "{code} is missing: {codes:?}");
+    }
+}
+
+/// S11.
+async fn another_leases_grant_does_not_block_the_end(world: &World) {
+    let mal = world.lease("mal", world.act_as()).await;
+    let vic = world.lease("vic", world.act_as()).await;
+    let client = mal.login(&world.database).await.unwrap();
+    let sql = format!(
+        "SET ROLE NONE; SELECT lo_create(0); DO $$ DECLARE o oid := lo_create(0); BEGIN EXECUTE 'GRANT SELECT ON LARGE OBJECT ' || o || ' TO {}'; END $$",
+        vic.name()
+    );
+    client.batch_execute(&sql).await.unwrap();
+    assert_eq!(world.end(&vic.at).await, EndOutcome::Dropped);
+    client.batch_execute("SELECT 1").await.unwrap();
+    assert_eq!(world.end(&mal.at).await, EndOutcome::Dropped);
+}
