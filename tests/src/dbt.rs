@@ -15,6 +15,20 @@ pub fn program() -> Option<PathBuf> {
     Some(environment.join("bin/dbt")).filter(|_| environment.join("complete").exists())
 }
 
+/// Can a test that needs dbt run? Where not, it says so and passes, except in CI (`CI=true`), where it fails.
+pub fn is_there() -> bool {
+    let there = program().is_some();
+    if !there {
+        assert_ne!(
+            std::env::var("CI").as_deref(),
+            Ok("true"),
+            "there is no dbt, and in CI there must be one"
+        );
+        eprintln!("NOT RUN: this test needs dbt; `cargo verify` fetches it");
+    }
+    there
+}
+
 fn place() -> PathBuf {
     provision::cache().join("dbt-1.11")
 }

@@ -1,9 +1,11 @@
 //! The stack that kdbt is tested on: what it is made of, how to get it, and how to start and stop it.
 
+pub mod binaries;
 pub mod dbt;
 pub mod contract;
 pub mod issuer;
 pub mod keycloak;
 pub mod postgres;
 pub mod provision;
+pub mod verify;
 pub mod watchdog;

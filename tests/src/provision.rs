@@ -30,14 +30,8 @@ pub enum Need {
 }
 
 impl Need {
-    /// Everything.
-    pub const ALL: [Self; 5] = [
-        Self::Postgres15,
-        Self::Postgres18,
-        Self::Keycloak,
-        Self::Dbt,
-        Self::Deny,
-    ];
+    /// What `cargo verify` needs.
+    pub const FOR_TESTS: [Self; 4] = [Self::Postgres15, Self::Postgres18, Self::Keycloak, Self::Dbt];
 
     /// Debian's packages that it stands on, each with what shows that it is there.
     fn packages(self) -> &'static [(&'static str, Presence)] {

@@ -1,13 +1,17 @@
-//! `cargo verify`: gets what the tests need.
+//! `cargo verify`; see [`kdbt_e2e::verify`].
 
 use std::process::ExitCode;
 
-use kdbt_e2e::provision::{Need, provision};
+use clap::Parser;
+use kdbt_e2e::verify::Arguments;
 
 fn main() -> ExitCode {
-    let missing = provision(&Need::ALL);
-    for (need, error) in &missing {
-        eprintln!("{need}: {error:#}");
+    match Arguments::parse().run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("verify: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::from(u8::from(!missing.is_empty()))
 }

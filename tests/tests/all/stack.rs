@@ -3,6 +3,8 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kdbt_e2e::binaries::{broker_bin, client_bin};
+use kdbt_e2e::dbt::{self, Project};
 use kdbt_e2e::postgres::{PgOptions, PgServer, PgStop, PgVersion, Postgres, unique};
 use tokio_postgres::error::SqlState;
 
@@ -121,4 +123,43 @@ fn a_server_dies_with_its_runner() {
         assert!(Instant::now() < deadline, "{line} outlived its runner");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn dbt_runs_in_a_copy_of_a_project_without_its_callers_settings() {
+    if !dbt::is_there() {
+        return;
+    }
+    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/project");
+    let project = Project::copy_of(&demo).unwrap();
+    let profiles = project.path().join("nowhere");
+    let finished = project.dbt(&["parse", "--no-version-check"], &profiles, &[]).unwrap();
+    assert_eq!(
+        finished.code, 2,
+        "dbt refuses a profiles folder that is not there: {}",
+        finished.output
+    );
+    assert!(finished.output.contains("nowhere"), "{}", finished.output);
+    let version = project.dbt(&["--version"], project.path(), &[]).unwrap();
+    assert!(
+        version.code == 0 && version.output.contains("1.11."),
+        "{}",
+        version.output
+    );
+}
+
+#[test]
+fn the_programs_under_test_are_what_cargo_has_just_built() {
+    for program in [broker_bin(), client_bin()] {
+        assert!(
+            program.is_file() && program.starts_with(target_folder()),
+            "{}",
+            program.display()
+        );
+    }
+}
+
+/// This test lies in `<target>/debug/deps`.
+fn target_folder() -> std::path::PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned()
 }

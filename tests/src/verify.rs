@@ -1,0 +1,246 @@
+//! `cargo verify`: everything that the tests need, once; then the tests; then what ran and what could not be had.
+
+use std::fmt::Write as _;
+use std::process::Command;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::binaries::Binaries;
+use crate::keycloak::{self, KeycloakOptions, KeycloakServer};
+use crate::postgres::{PgOptions, PgServer, PgVersion};
+use crate::provision::{self, Need, provision, run};
+
+/// Fetches what the tests need, starts each server once, builds, and runs every test of the workspace.
+///
+/// It exits with 0 only if all tests passed; with CI=true also only if everything could be had.
+///
+/// Options go behind two dashes: `cargo verify -- --no-keycloak`, `cargo verify -- --long stack --nocapture`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo verify",
+    bin_name = "cargo verify",
+    args_conflicts_with_subcommands = true
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
+
+    /// Also run the tests that take minutes
+    #[arg(long)]
+    long: bool,
+
+    /// Leave out the tests that need a real Keycloak
+    #[arg(long)]
+    no_keycloak: bool,
+
+    /// Which tests to run, and whatever else `cargo test -- …` takes
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Fetch what tests and demo need, and stop
+    Provision,
+    /// Check licences, bans and sources of all dependencies with cargo-deny, which is built at the first call
+    Deny,
+}
+
+impl Arguments {
+    /// Does what was asked. True: all is well.
+    pub fn run(self) -> Result<bool> {
+        match self.task {
+            None => self.verify(),
+            Some(Task::Provision) => Ok(Missing::after(provision(&Need::FOR_TESTS)).is_tolerable()),
+            Some(Task::Deny) => deny(),
+        }
+    }
+
+    fn verify(&self) -> Result<bool> {
+        let start = Instant::now();
+        let needs = Need::FOR_TESTS
+            .into_iter()
+            .filter(|need| !(self.no_keycloak && *need == Need::Keycloak));
+        let mut missing = Missing::after(provision(&needs.collect::<Vec<_>>()));
+        missing.0.extend(stand_in());
+        let ready = start.elapsed();
+
+        let (binaries, servers) = thread::scope(|scope| {
+            let servers = scope.spawn(|| Servers::start(!self.no_keycloak));
+            (Binaries::build(), servers.join())
+        });
+        let binaries = binaries?;
+        let servers = servers.map_err(|_| anyhow::anyhow!("starting the servers panicked, see above"))?;
+        missing.0.extend(
+            servers
+                .failed
+                .iter()
+                .map(|(what, error)| (what.clone(), format!("{error:#}"))),
+        );
+        say(&format!(
+            "ready after {:.0} s: {}",
+            start.elapsed().as_secs_f32(),
+            servers.names()
+        ));
+
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .args(["test", "--workspace", "--no-fail-fast"])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .envs(servers.variables()?)
+            .env(Binaries::BROKER_VARIABLE, &binaries.broker)
+            .env(Binaries::CLIENT_VARIABLE, &binaries.client);
+        if self.no_keycloak {
+            cargo.env(keycloak::VARIABLE, "none");
+        }
+        if self.long {
+            cargo.env("KDBT_LONG", "1");
+        }
+        if !self.filter.is_empty() {
+            cargo.arg("--").args(&self.filter);
+        }
+        let passed = cargo.status().context("run cargo test")?.success();
+
+        let mut line = format!("tests {}", if passed { "passed" } else { "FAILED" });
+        let _ = write!(line, " on {}", servers.names());
+        let _ = write!(
+            line,
+            "; {:.0} s in all, {:.0} s of them to fetch",
+            start.elapsed().as_secs_f32(),
+            ready.as_secs_f32()
+        );
+        say(&line);
+        if self.no_keycloak {
+            say("NOT RUN as asked: the tests that need a real Keycloak");
+        }
+        missing.say();
+        Ok(passed && missing.is_tolerable())
+    }
+}
+
+/// Another version than 15 is what the system has: the tests run on that, but the oldest one is not covered.
+fn stand_in() -> Option<(String, String)> {
+    let bin = PgVersion::Pg15.bin_dir()?;
+    let major = bin.parent()?.file_name()?.to_str()?.to_owned();
+    (major != "15").then(|| {
+        (
+            "PostgreSQL 15".to_owned(),
+            format!("the system's package is {major}, which stood in for it"),
+        )
+    })
+}
+
+fn deny() -> Result<bool> {
+    let missing = Missing::after(provision(&[Need::Deny]));
+    let Some(program) = provision::deny_program() else {
+        missing.say();
+        return Ok(missing.is_tolerable());
+    };
+    let mut command = Command::new(program);
+    command
+        .args(["check", "bans", "licenses", "sources"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    Ok(command.status().context("run cargo-deny")?.success())
+}
+
+/// What could not be had, with the reason.
+struct Missing(Vec<(String, String)>);
+
+impl Missing {
+    fn after(provisioned: Vec<(Need, anyhow::Error)>) -> Self {
+        let missing = provisioned
+            .into_iter()
+            .map(|(need, error)| (need.to_string(), format!("{error:#}")));
+        Self(missing.collect())
+    }
+
+    fn say(&self) {
+        for (what, why) in &self.0 {
+            say(&format!("NOT HAD: {what}, and what needs it was not tested: {why}"));
+        }
+    }
+
+    /// On a developer's machine something may be missing; in CI nothing.
+    fn is_tolerable(&self) -> bool {
+        self.0.is_empty() || std::env::var("CI").as_deref() != Ok("true")
+    }
+}
+
+/// The servers that all tests share.
+struct Servers {
+    postgres: Vec<PgServer>,
+    keycloak: Option<KeycloakServer>,
+    failed: Vec<(String, anyhow::Error)>,
+}
+
+impl Servers {
+    /// Starts what is on this machine, all at the same time.
+    fn start(with_keycloak: bool) -> Self {
+        let versions = PgVersion::ALL.into_iter().filter(|version| version.bin_dir().is_some());
+        let (postgres, keycloak) = thread::scope(|scope| {
+            let start = |version| scope.spawn(move || PgServer::start(version, &PgOptions::default()));
+            let postgres: Vec<_> = versions.map(|version| (version, start(version))).collect();
+            let keycloak = (with_keycloak && keycloak::home().is_some()).then(start_keycloak);
+            let joined = |(version, server): (PgVersion, thread::ScopedJoinHandle<'_, Result<PgServer>>)| {
+                (
+                    version,
+                    server
+                        .join()
+                        .unwrap_or_else(|_| Err(anyhow::anyhow!("its start panicked"))),
+                )
+            };
+            (postgres.into_iter().map(joined).collect::<Vec<_>>(), keycloak)
+        });
+
+        let mut servers = Self {
+            postgres: Vec::new(),
+            keycloak: None,
+            failed: Vec::new(),
+        };
+        for (version, server) in postgres {
+            match server {
+                Ok(server) => servers.postgres.push(server),
+                Err(error) => servers.failed.push((format!("PostgreSQL {}", version.major()), error)),
+            }
+        }
+        match keycloak.transpose() {
+            Ok(server) => servers.keycloak = server,
+            Err(error) => servers.failed.push(("Keycloak".to_owned(), error)),
+        }
+        servers
+    }
+
+    fn variables(&self) -> Result<Vec<(&'static str, String)>> {
+        let mut variables = Vec::new();
+        for server in &self.postgres {
+            variables.push((server.version().variable(), server.to_variable()?));
+        }
+        if let Some(server) = &self.keycloak {
+            variables.push((keycloak::VARIABLE, server.to_variable()?));
+        }
+        Ok(variables)
+    }
+
+    fn names(&self) -> String {
+        // `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`
+        let version = |server: &PgServer| {
+            let said = run(server.program("postgres").ok()?.arg("--version")).ok()?;
+            Some(format!("PostgreSQL {}", said.split_whitespace().nth(2)?))
+        };
+        let postgres = self.postgres.iter().filter_map(version);
+        let keycloak = self.keycloak.iter().map(|_| format!("Keycloak {}", keycloak::VERSION));
+        postgres.chain(keycloak).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn start_keycloak() -> Result<KeycloakServer> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(KeycloakServer::start(&KeycloakOptions::default()))
+}
+
+fn say(line: &str) {
+    eprintln!("verify: {line}");
+}
