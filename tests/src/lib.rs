@@ -1,6 +1,7 @@
 //! The stack that kdbt is tested on: what it is made of, how to get it, and how to start and stop it.
 
 pub mod binaries;
+pub mod contract;
 pub mod dbt;
 pub mod contract;
 pub mod issuer;

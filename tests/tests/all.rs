@@ -8,3 +8,5 @@ mod keycloak;
 mod stack;
 #[path = "all/warehouse.rs"]
 mod warehouse;
+#[path = "all/store.rs"]
+mod store;
