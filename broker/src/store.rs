@@ -259,7 +259,9 @@ pub trait LeaseStore: Send + Sync {
     async fn next_due(&self, server: &ServerName, provisioning_for: Duration) -> Result<Option<Timestamp>, StoreError>;
 
     /// A user that the sweep found and the caller has no live lease for: a new row in `active` that ends at
-    /// `ends_at` and cannot be renewed, unless there is a row of that lease. Only for readable marks.
+    /// `ends_at` and cannot be renewed, unless there is a row of that lease. Only for readable marks on a lease's
+    /// name; its slug is then the person's whom the mark names. [`StoreError::Corrupt`] if another lease holds the
+    /// name: that one's user is gone, and once it has ended this one can be adopted.
     async fn adopt(
         &self,
         server: &ServerName,
