@@ -2,8 +2,8 @@
 
 pub mod binaries;
 pub mod contract;
-pub mod dbt;
 pub mod contract;
+pub mod dbt;
 pub mod issuer;
 pub mod keycloak;
 pub mod postgres;

@@ -6,7 +6,7 @@ mod issuer;
 mod keycloak;
 #[path = "all/stack.rs"]
 mod stack;
-#[path = "all/warehouse.rs"]
-mod warehouse;
 #[path = "all/store.rs"]
 mod store;
+#[path = "all/warehouse.rs"]
+mod warehouse;
