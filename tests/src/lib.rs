@@ -2,7 +2,6 @@
 
 pub mod binaries;
 pub mod contract;
-pub mod contract;
 pub mod dbt;
 pub mod issuer;
 pub mod keycloak;
