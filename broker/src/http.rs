@@ -83,7 +83,7 @@ impl Default for Limits {
             requests: 512,
             request_time: Duration::from_secs(30),
             connections: 2048,
-            connection_time: Duration::from_secs(600),
+            connection_time: Duration::from_mins(10),
             handshake_time: Duration::from_secs(10),
             drain_time: Duration::from_secs(20),
         }
@@ -140,13 +140,11 @@ impl Http {
     }
 
     /// For callers: all of `/v1`, and health without detail.
-    #[must_use]
     pub fn router(&self) -> Router {
         self.framed(Router::from(openapi::routes()).fallback(nothing_here))
     }
 
     /// For operators, on an address of its own: metrics, and health with detail.
-    #[must_use]
     pub fn management_router(&self) -> Router {
         self.framed(health::management_routes().fallback(nothing_here))
     }

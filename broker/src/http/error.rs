@@ -15,7 +15,7 @@ use crate::service::UseCaseError;
 /// An answer that is not the one that was asked for.
 #[derive(Debug)]
 pub(super) struct ApiError {
-    problem: Problem,
+    problem: Box<Problem>,
     retry_after: Option<Duration>,
     challenge: Option<String>,
 }
@@ -52,7 +52,7 @@ impl ApiError {
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
         Self {
-            problem,
+            problem: Box::new(problem),
             retry_after: None,
             challenge: None,
         }
@@ -71,7 +71,7 @@ impl From<UseCaseError> for ApiError {
             }
         }
         Self {
-            problem: error.problem,
+            problem: Box::new(error.problem),
             retry_after: error.retry_after,
             challenge: None,
         }
@@ -104,7 +104,7 @@ impl IntoResponse for ApiError {
         if let Some(challenge) = self.challenge.and_then(|text| HeaderValue::from_str(&text).ok()) {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
-        response.extensions_mut().insert(self.problem);
+        response.extensions_mut().insert(*self.problem);
         response
     }
 }

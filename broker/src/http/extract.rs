@@ -142,13 +142,11 @@ fn plain_header(headers: &HeaderMap, name: &str, max: usize) -> Result<Option<St
         (Some(_), Some(_)) => return Err(ApiError::malformed(format!("header `{name}` stands twice"))),
     };
     let plain = |text: &&str| (1..=max).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-    match value.to_str().ok().filter(plain) {
-        Some(text) => Ok(Some(text.to_owned())),
-        None => {
-            let detail = format!("header `{name}` must have 1 to {max} printable ASCII characters and no space");
-            Err(ApiError::malformed(detail))
-        }
-    }
+    let text = value.to_str().ok().filter(plain);
+    text.map(|text| Some(text.to_owned())).ok_or_else(|| {
+        let detail = format!("header `{name}` must have 1 to {max} printable ASCII characters and no space");
+        ApiError::malformed(detail)
+    })
 }
 
 /// `Idempotency-Key`.

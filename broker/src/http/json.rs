@@ -269,7 +269,7 @@ impl<'de> Visitor<'de> for Reading<'_> {
 /// How many members an object may have; keeps the search for names that stand twice short.
 const MAX_MEMBERS: usize = 64;
 
-impl<'de> IntoDeserializer<'de, JsonFault> for Json {
+impl IntoDeserializer<'_, JsonFault> for Json {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {

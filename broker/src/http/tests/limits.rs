@@ -128,7 +128,7 @@ async fn a_connection_ends_after_its_time_however_busy_it_is() {
     })
     .await;
     let mut busy = broker.connect().await;
-    let (mut answers, mut chunk) = (0, [0; 4096]);
+    let (mut answers, mut chunk) = (0, vec![0; 4096]);
     soon(async {
         while busy
             .write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -174,7 +174,11 @@ async fn requests_in_a_row_on_one_connection_are_answered_in_order() {
         GET /v1/targets HTTP/1.1\r\nHost: a\r\n\r\n\
         GET /v1/targets HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer alice\r\nConnection: close\r\n\r\n";
     let text = broker.raw(requests).await;
-    let statuses: Vec<&str> = text.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    let statuses: Vec<&str> = text
+        .split("HTTP/1.1 ")
+        .skip(1)
+        .filter_map(|answer| answer.get(..3))
+        .collect();
     assert_eq!(statuses, ["200", "401", "200"], "{text}");
 }
 
