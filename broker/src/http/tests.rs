@@ -4,8 +4,11 @@ mod calls;
 mod document;
 mod fake;
 mod limits;
+mod log;
 mod sockets;
+mod tls;
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::fake::{FakeService, Tokens};
-use super::{Http, Limits, Parts, Server, TrustedProxies};
+use super::{Http, Limits, Parts, Server, Tls, TrustedProxies};
 use crate::identity::Reason;
 use crate::metrics::Metrics;
 
@@ -40,6 +43,10 @@ impl Broker {
     }
 
     async fn with(limits: Limits) -> Self {
+        Self::with_tls(None, limits).await
+    }
+
+    async fn with_tls(tls: Option<Arc<Tls>>, limits: Limits) -> Self {
         let service = Arc::new(FakeService::default());
         let http = Http::new(Parts {
             service: service.clone(),
@@ -50,17 +57,23 @@ impl Broker {
             trusted_proxies: TrustedProxies::default(),
             limits: limits.clone(),
         });
-        Self::serve(http.clone(), http.router(), service, limits).await
+        Self::serve(http.clone(), http.router(), service, tls, limits).await
     }
 
     /// The management address of the same broker.
     async fn management(&self) -> Self {
         let router = self.http.management_router();
-        Self::serve(self.http.clone(), router, self.service.clone(), Limits::default()).await
+        Self::serve(self.http.clone(), router, self.service.clone(), None, Limits::default()).await
     }
 
-    async fn serve(http: Http, router: axum::Router, service: Arc<FakeService>, limits: Limits) -> Self {
-        let server = Server::bind(([127, 0, 0, 1], 0).into(), router, None, limits)
+    async fn serve(
+        http: Http,
+        router: axum::Router,
+        service: Arc<FakeService>,
+        tls: Option<Arc<Tls>>,
+        limits: Limits,
+    ) -> Self {
+        let server = Server::bind(([127, 0, 0, 1], 0).into(), router, tls, limits)
             .await
             .unwrap();
         let address = server.local_addr().unwrap();
@@ -102,10 +115,14 @@ impl Broker {
     async fn send(&self, method: &str, path: &str, headers: &[&str], body: Option<&str>) -> Answer {
         let mut text = format!("{method} {path} HTTP/1.1\r\nHost: kdbt\r\nConnection: close\r\n");
         for header in headers {
-            text += &format!("{header}\r\n");
+            let _ = write!(text, "{header}\r\n");
         }
         if let Some(body) = body {
-            text += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+            let _ = write!(
+                text,
+                "Content-Type: application/json\r\nContent-Length: {}\r\n",
+                body.len()
+            );
         }
         text += "\r\n";
         text += body.unwrap_or_default();
@@ -120,7 +137,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = async {
-        let mut chunk = [0; 4096];
+        let mut chunk = vec![0; 4096];
         while let Ok(count @ 1..) = stream.read(&mut chunk).await {
             bytes.extend_from_slice(&chunk[..count]);
         }
