@@ -1,11 +1,17 @@
 //! The stack that kdbt is tested on: what it is made of, how to get it, and how to start and stop it.
 
 pub mod binaries;
+pub mod broker;
+pub mod client;
 pub mod contract;
 pub mod dbt;
+pub mod demo;
+pub mod identity;
 pub mod issuer;
 pub mod keycloak;
 pub mod postgres;
+pub mod process;
 pub mod provision;
+pub mod stack;
 pub mod verify;
 pub mod watchdog;

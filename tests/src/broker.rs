@@ -1,0 +1,300 @@
+//! The real `kdbt-broker`: its configuration in a folder of its own, its log in a file, its process to signal, kill and restart.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rand::RngExt;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::postgres::{PgVersion, Postgres};
+use crate::watchdog::{Watchdog, Watched};
+
+/// The server that the policies of demo and tests name.
+pub const SERVER: &str = "dwh";
+/// The broker's login there.
+pub const LOGIN: &str = "kdbt__login_1";
+
+/// What a broker is started with.
+#[derive(Debug, Clone)]
+pub struct BrokerOptions {
+    /// The folder of the policies.
+    pub policies: PathBuf,
+    /// Its installation.
+    pub installation: String,
+    /// `RUST_LOG`.
+    pub log: String,
+    /// More lines of its configuration.
+    pub more: String,
+}
+
+impl BrokerOptions {
+    /// With these policies.
+    pub fn new(policies: impl Into<PathBuf>) -> Self {
+        Self {
+            policies: policies.into(),
+            installation: "demo".to_owned(),
+            log: "info".to_owned(),
+            more: String::new(),
+        }
+    }
+}
+
+/// A broker of our own. Dropping it kills it and removes its folder.
+#[derive(Debug)]
+pub struct Broker {
+    // Stands before the folder: the process goes first.
+    process: Option<Watchdog>,
+    folder: TempDir,
+    port: u16,
+    management_port: u16,
+    log: String,
+    password: String,
+    http: reqwest::Client,
+}
+
+impl Broker {
+    /// Writes its configuration, and starts nothing: the server may still need the bootstrap that is made from it.
+    pub fn prepare(options: &BrokerOptions, postgres: &Postgres, issuer: &str) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("kdbt-broker-").tempdir()?;
+        let password = random_password();
+        let (port, management_port) = free_ports()?;
+        let secret = folder.path().join("dwh.password");
+        private(&secret, &password)?;
+        let text = configuration(options, postgres, issuer, port, management_port);
+        fs::write(folder.path().join("broker.yaml"), text)?;
+        let http = reqwest::Client::builder()
+            .timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(0)
+            .build()?;
+        Ok(Self {
+            process: None,
+            folder,
+            port,
+            management_port,
+            log: options.log.clone(),
+            password,
+            http,
+        })
+    }
+
+    /// Starts it and waits until it takes requests.
+    pub async fn start(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.wait_until_ready().await
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(&mut self) -> Result<()> {
+        let mut command = self.command(&["serve"])?;
+        command.env("RUST_LOG", &self.log);
+        let log = self.log_file();
+        let nothing = self.folder.path().join("watchdog");
+        fs::create_dir_all(&nothing)?;
+        let watched = Watched {
+            stop_signal: "TERM",
+            log: &log,
+            // The folder outlives restarts; only this empty one goes with the process.
+            folder: &nothing,
+        };
+        self.process = Some(Watchdog::start(&command, &watched)?);
+        Ok(())
+    }
+
+    /// Waits until it takes requests and may issue on its server, for half a minute at most.
+    pub async fn wait_until_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if self.is_ready().await {
+                return Ok(());
+            }
+            let ended = match &mut self.process {
+                Some(process) => process.ended()?.map(|status| status.to_string()),
+                None => Some("not started".to_owned()),
+            };
+            if ended.is_some() || Instant::now() > deadline {
+                bail!(
+                    "the broker is not ready ({}). Its log:\n{}",
+                    ended.unwrap_or_else(|| "half a minute has passed".to_owned()),
+                    self.log_tail(40)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Whether it takes requests, and every check of its own is fine.
+    async fn is_ready(&self) -> bool {
+        let detail = async {
+            let answer = self.http.get(format!("{}/readyz", self.management_url())).send().await?;
+            answer.error_for_status()?.json::<serde_json::Value>().await
+        };
+        let fine = |check: &serde_json::Value| check["ok"] == true;
+        let checks = detail.await.ok().and_then(|detail| detail["checks"].as_array().cloned());
+        checks.is_some_and(|checks| checks.iter().all(fine))
+    }
+
+    /// Where its clients reach it, without a slash at the end.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Where its operators reach it, without a slash at the end.
+    pub fn management_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.management_port)
+    }
+
+    /// `kdbt-broker <arguments>` with this broker's configuration.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binaries::broker_bin());
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(self.config_file())
+            .current_dir(self.folder.path());
+        Ok(command)
+    }
+
+    /// Its configuration.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("broker.yaml")
+    }
+
+    /// Its store's file.
+    pub fn store_file(&self) -> PathBuf {
+        self.folder.path().join("kdbt.db")
+    }
+
+    /// Where its log goes, through all restarts.
+    pub fn log_file(&self) -> PathBuf {
+        self.folder.path().join("broker.log")
+    }
+
+    /// All that it has logged so far. What a secret must never stand in.
+    pub fn log(&self) -> Result<String> {
+        let log = fs::read(self.log_file()).context("read the broker's log")?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// The last lines of its log, for error messages.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = self.log().unwrap_or_default();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// Its password at the server.
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// Sends it a signal: HUP to reload, STOP to freeze, TERM to stop.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.as_ref().context("the broker does not run")?.signal(signal)
+    }
+
+    /// Waits until it has ended by itself, for `patience` at most. A signal `n` that ended it shows as the code 128 + n.
+    pub async fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        let process = self.process.as_mut().context("the broker does not run")?;
+        loop {
+            if let Some(status) = process.ended()? {
+                self.process = None;
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("the broker still runs after {patience:?}. Its log:\n{}", self.log_tail(40));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends it as a power cut does.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::KILL)?;
+        self.wait(Duration::from_secs(10)).await.map(drop)
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.wait(Duration::from_secs(30)).await
+    }
+}
+
+/// Where the tests of this crate keep their policies.
+pub fn test_policies() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/policies"))
+}
+
+/// The policies that the repository shows and the demo runs with.
+pub fn demo_policies() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../policies"))
+}
+
+fn configuration(
+    options: &BrokerOptions,
+    postgres: &Postgres,
+    issuer: &str,
+    port: u16,
+    management_port: u16,
+) -> String {
+    let mut text = format!(
+        r#"kdbt: 1
+installation: {installation}
+listen: {{ address: "127.0.0.1:{port}" }}
+management: {{ address: "127.0.0.1:{management_port}" }}
+public_url: http://127.0.0.1:{port}
+issuers:
+  - issuer: {issuer}
+    audiences: [kdbt-broker]
+    authorized_parties: [kdbt-cli]
+    service_clients: [kdbt-ci]
+    provides: [realm_roles, client_roles, groups]
+admins: ["client:kdbt-broker:admin"]
+store: {{ sqlite: kdbt.db }}
+servers:
+  {SERVER}:
+    engine: postgres
+    connect: {{ host: 127.0.0.1, port: {pg_port}, user: {LOGIN}, password: {{ file: dwh.password }} }}
+    insecure_transport: true
+"#,
+        installation = options.installation,
+        pg_port = postgres.port(),
+    );
+    if postgres.version() == PgVersion::Pg15 {
+        text.push_str("    accept_createrole: true\n");
+    }
+    let _ = writeln!(text, "policies: {}", options.policies.display());
+    text.push_str(&options.more);
+    text
+}
+
+fn private(file: &Path, text: &str) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+fn random_password() -> String {
+    let letters = rand::rng().sample_iter(rand::distr::Alphanumeric);
+    letters.take(24).map(char::from).collect()
+}
+
+/// Two at the same time, so that they differ.
+fn free_ports() -> Result<(u16, u16)> {
+    let listen = || TcpListener::bind("127.0.0.1:0");
+    let (one, other) = (listen()?, listen()?);
+    Ok((one.local_addr()?.port(), other.local_addr()?.port()))
+}
