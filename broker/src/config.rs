@@ -9,6 +9,7 @@ mod secret;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kdbt_api::credential::Iterations;
@@ -18,6 +19,7 @@ use url::Url;
 
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::identity::IssuerConfig;
+use crate::policy::IssuerFacts;
 use crate::yaml;
 
 /// The whole configuration, checked.
@@ -192,6 +194,28 @@ impl Config {
                 warnings: found.sorted().into_vec(),
                 ..config
             }),
+            Some(_) | None => Err(found.sorted()),
+        }
+    }
+
+    /// What the policies need to know of the issuers, in the order of the file.
+    #[must_use]
+    pub fn issuer_facts(&self) -> Vec<IssuerFacts> {
+        let facts = |issuer: &Issuer| IssuerFacts {
+            issuer: issuer.tokens.issuer.as_str().into(),
+            provides: Arc::new(issuer.tokens.provides.clone()),
+        };
+        self.issuers.iter().map(facts).collect()
+    }
+
+    /// The same from the file alone: a check in CI has no secrets and no certificates.
+    pub fn issuer_facts_of(path: &Path) -> Result<Vec<IssuerFacts>, Diagnostics> {
+        let bytes = yaml::read_file(path)?;
+        let source = yaml::source_of(&path.display().to_string(), bytes, false)?;
+        let mut found = Diagnostics::none();
+        let facts = yaml::parse(&source, &mut found).and_then(|root| parts::issuer_facts(&root, &mut found));
+        match facts {
+            Some(facts) if !found.has_errors() => Ok(facts),
             Some(_) | None => Err(found.sorted()),
         }
     }

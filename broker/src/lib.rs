@@ -14,6 +14,7 @@ pub mod identity;
 pub mod lease;
 pub mod mark;
 pub mod metrics;
+pub mod policy;
 pub mod reaper;
 pub mod server;
 pub mod service;

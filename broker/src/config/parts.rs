@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kdbt_api::Ttl;
@@ -15,6 +16,7 @@ use super::secret::secret;
 use super::{Admin, Config, Connect, Issuer, Limits, Listen, Protection, Public, Server};
 use crate::diagnostics::{Diagnostic, Diagnostics, suggestion};
 use crate::identity::{Algorithm, IssuerConfig, Provides};
+use crate::policy::IssuerFacts;
 use crate::yaml::{Fields, Node, Spanned, text_of};
 
 /// The whole file.
@@ -186,6 +188,23 @@ fn issuers(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Vec<Is
             found.push(error.help("give one entry the clients of both"));
         }
         issuers.push(issuer);
+    }
+    Some(issuers)
+}
+
+/// Names and claim kinds of the issuers, and nothing else of the file.
+pub(super) fn issuer_facts(root: &Node, found: &mut Diagnostics) -> Option<Vec<IssuerFacts>> {
+    let mut fields = root.fields("the configuration", found)?;
+    let node = present(&mut fields, "issuers", found)?;
+    let mut issuers = Vec::new();
+    for item in node.items(found)? {
+        let mut fields = item.fields("an issuer", found)?;
+        let issuer = fields.required::<String>("issuer", found);
+        let provides = fields.node("provides").map(|node| provides(node, found));
+        issuers.push(IssuerFacts {
+            issuer: issuer?.into(),
+            provides: Arc::new(provides.unwrap_or_default()),
+        });
     }
     Some(issuers)
 }
