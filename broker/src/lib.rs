@@ -4,6 +4,7 @@
 //! stronger type, and dying between any two leaves nothing that nobody knows about.
 
 pub mod audit;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod diagnostics;

@@ -1,0 +1,3 @@
+//! The command line of the broker: one module per group of commands.
+
+pub mod policy;
