@@ -24,6 +24,44 @@ impl Clock for SystemClock {
     }
 }
 
+/// The clock of this process.
+#[must_use]
+pub fn system_clock() -> SharedClock {
+    #[cfg(feature = "testkit")]
+    if let Some(file) = offset::file() {
+        return Arc::new(offset::OffsetClock(file));
+    }
+    Arc::new(SystemClock)
+}
+
+/// The machine's clock, moved by what a file says: how tests let time pass in a real broker.
+#[cfg(feature = "testkit")]
+mod offset {
+    use std::path::PathBuf;
+
+    use kdbt_api::Timestamp;
+
+    use super::{Clock, SystemClock};
+
+    /// Names the file that holds a number of milliseconds.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "test builds only; a release reads no such variable"
+    )]
+    pub(super) fn file() -> Option<PathBuf> {
+        std::env::var("KDBT_TESTKIT_CLOCK_OFFSET_FILE").ok().map(PathBuf::from)
+    }
+
+    pub(super) struct OffsetClock(pub(super) PathBuf);
+
+    impl Clock for OffsetClock {
+        fn now(&self) -> Timestamp {
+            let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+            SystemClock.now().offset_by_millis(text.trim().parse().unwrap_or(0))
+        }
+    }
+}
+
 /// A clock that stands still until it is moved.
 #[cfg(any(test, feature = "testkit"))]
 #[derive(Debug)]

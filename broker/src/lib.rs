@@ -3,7 +3,9 @@
 //! A request flows one way: identity → grant → lease → warehouse → profile. Each step hands the next one a
 //! stronger type, and dying between any two leaves nothing that nobody knows about.
 
+pub mod app;
 pub mod audit;
+pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -12,11 +14,14 @@ pub mod end;
 pub mod grant;
 pub mod http;
 pub mod identity;
+pub mod issue;
 pub mod lease;
 pub mod mark;
 pub mod metrics;
 pub mod policy;
 pub mod reaper;
+pub mod renew;
+pub mod revoke;
 pub mod server;
 pub mod service;
 pub mod store;

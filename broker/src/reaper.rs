@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
 use crate::end::{self, BATCH, PROVISIONING_FOR};
+use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::store::LeaseStore;
 use crate::sweep;
@@ -22,6 +23,8 @@ pub struct Reaper {
     pub server: Arc<Server>,
     /// The clock.
     pub clock: SharedClock,
+    /// What happened, in numbers.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Reaper {
@@ -48,7 +51,10 @@ impl Reaper {
     /// One sweep; returns how long until the next.
     async fn sweep(&self) -> Duration {
         match sweep::sweep(self.store.as_ref(), &self.server, self.clock.as_ref()).await {
-            Ok(_) => self.server.sweep_every,
+            Ok(_) => {
+                self.metrics.swept(&self.server.name, self.server.offset_millis());
+                self.server.sweep_every
+            }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::error!(server = %self.server.name, error, "the sweep did not finish");

@@ -68,7 +68,7 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
     for user in &catalog.users {
         let known = user.mark.as_ref().ok().and_then(|mark| live.get(&mark.lease));
         let explained = match known {
-            Some(lease) if belongs(lease, user) => Some(lease.clone()),
+            Some(lease) if belongs(lease, server, user) => Some(lease.clone()),
             _stray => resolve(store, server, user, now, &mut report).await?,
         };
         let overdue = explained.is_none_or(|lease| is_overdue(&lease, now));
@@ -88,12 +88,14 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
     Ok(report)
 }
 
-/// The lease of the mark is the lease of this very user: a mark copied to another role explains nothing.
-fn belongs(lease: &Lease, user: &MarkedUser) -> bool {
-    match lease.engine_id {
+/// The lease of the mark is the lease of this very user: a mark copied to another role, or to a clone of the
+/// cluster, explains nothing.
+fn belongs(lease: &Lease, server: &Server, user: &MarkedUser) -> bool {
+    let same_user = match lease.engine_id {
         Some(id) => id == user.engine_id,
         None => user.username.as_ref() == Some(&lease.username),
-    }
+    };
+    same_user && lease.server == server.name
 }
 
 fn is_overdue(lease: &Lease, now: Timestamp) -> bool {
@@ -140,14 +142,23 @@ async fn resolve(
         let native = user.native_end.unwrap_or(now);
         let ends_at = mark.max_ends_at.min(native).min(now + ADOPTED_AT_MOST);
         if ends_at > now && user.can_login {
-            match store.adopt(&server.name, user, ends_at, now).await? {
-                Adopted::New(lease) => {
+            match store.adopt(&server.name, user, ends_at, now).await {
+                Ok(Adopted::New(lease)) => {
                     report.adopted += 1;
                     return Ok(Some(lease));
                 }
                 // Booked since the catalog was read, or a mark that points at another user's lease.
-                Adopted::Known(lease) if lease.state.is_live() && belongs(&lease, user) => return Ok(Some(lease)),
-                Adopted::Known(_) => {}
+                Ok(Adopted::Known(lease)) if lease.state.is_live() && belongs(&lease, server, user) => {
+                    return Ok(Some(lease));
+                }
+                Ok(Adopted::Known(_)) => {}
+                // Another live lease has this user's name: that one has to end first. Unexplained until then.
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(server = %server.name, role = %user.rolname, error, "a user cannot be adopted yet");
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
         }
     }

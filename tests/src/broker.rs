@@ -132,11 +132,18 @@ impl Broker {
     /// Whether it takes requests, and every check of its own is fine.
     async fn is_ready(&self) -> bool {
         let detail = async {
-            let answer = self.http.get(format!("{}/readyz", self.management_url())).send().await?;
+            let answer = self
+                .http
+                .get(format!("{}/readyz", self.management_url()))
+                .send()
+                .await?;
             answer.error_for_status()?.json::<serde_json::Value>().await
         };
         let fine = |check: &serde_json::Value| check["ok"] == true;
-        let checks = detail.await.ok().and_then(|detail| detail["checks"].as_array().cloned());
+        let checks = detail
+            .await
+            .ok()
+            .and_then(|detail| detail["checks"].as_array().cloned());
         checks.is_some_and(|checks| checks.iter().all(fine))
     }
 
@@ -209,7 +216,10 @@ impl Broker {
                 return Ok(status);
             }
             if Instant::now() > deadline {
-                bail!("the broker still runs after {patience:?}. Its log:\n{}", self.log_tail(40));
+                bail!(
+                    "the broker still runs after {patience:?}. Its log:\n{}",
+                    self.log_tail(40)
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

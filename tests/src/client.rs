@@ -73,7 +73,12 @@ impl Workstation {
     /// `kdbt-client <arguments>`, outside of any project.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        let theirs = |name: &str| ["KDBT_", "DBT_", "PG", "XDG_"].iter().any(|start| name.starts_with(start)) || name == "CI";
+        let theirs = |name: &str| {
+            ["KDBT_", "DBT_", "PG", "XDG_"]
+                .iter()
+                .any(|start| name.starts_with(start))
+                || name == "CI"
+        };
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(theirs)) {
             command.env_remove(name);
         }

@@ -36,7 +36,9 @@ pub struct Options {
 }
 
 fn version(text: &str) -> Result<PgVersion> {
-    let found = PgVersion::ALL.into_iter().find(|version| version.major().to_string() == text);
+    let found = PgVersion::ALL
+        .into_iter()
+        .find(|version| version.major().to_string() == text);
     found.with_context(|| format!("PostgreSQL {text} is not one of 15 and 18"))
 }
 
@@ -80,7 +82,10 @@ fn provide(options: &Options, screen: &Screen) -> Result<()> {
         needs.push(Need::Keycloak);
     }
     let missing = provision(&needs);
-    let reasons: Vec<String> = missing.iter().map(|(need, error)| format!("{need}: {error:#}")).collect();
+    let reasons: Vec<String> = missing
+        .iter()
+        .map(|(need, error)| format!("{need}: {error:#}"))
+        .collect();
     if !reasons.is_empty() {
         bail!("not everything could be had:\n{}", reasons.join("\n"));
     }
@@ -98,7 +103,9 @@ async fn tell(options: &Options, stack: &StackOptions, screen: &Screen, started:
     }
     let people = played.map_err(|error| {
         let tail = stack.broker.log_tail(25);
-        error.context(format!("a step did not work. The broker's last lines:\n{tail}\n\nWhat went wrong"))
+        error.context(format!(
+            "a step did not work. The broker's last lines:\n{tail}\n\nWhat went wrong"
+        ))
     })?;
     screen.end(started.elapsed());
     if !options.once {

@@ -55,7 +55,9 @@ impl Stack {
     pub async fn prepare(options: &StackOptions, step: impl Fn(&str)) -> Result<Self> {
         let postgres = PgServer::start(options.version, &options.postgres)?;
         postgres.create_database(DATABASE).await?;
-        postgres.execute(DATABASE, include_str!("../demo/warehouse.sql")).await?;
+        postgres
+            .execute(DATABASE, include_str!("../demo/warehouse.sql"))
+            .await?;
         let shown = postgres.execute("postgres", "SHOW server_version").await?;
         let version = shown.first().and_then(|row| row.first()?.clone()).unwrap_or_default();
         step(&format!(
@@ -108,9 +110,17 @@ impl Stack {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()?;
-            child.stdin.take().context("no standard input")?.write_all(script.as_bytes())?;
+            child
+                .stdin
+                .take()
+                .context("no standard input")?
+                .write_all(script.as_bytes())?;
             let output = child.wait_with_output()?;
-            ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
+            ensure!(
+                output.status.success(),
+                "psql: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             Ok(())
         };
         tokio::task::spawn_blocking(run).await?

@@ -57,6 +57,16 @@ impl Network {
     }
 }
 
+impl From<IpAddr> for Network {
+    /// The block of this one address.
+    fn from(address: IpAddr) -> Self {
+        Self {
+            base: widen(address),
+            bits: 128,
+        }
+    }
+}
+
 /// IPv4 as mapped into IPv6, so that both are one kind of number.
 fn widen(address: IpAddr) -> u128 {
     match address {

@@ -225,7 +225,9 @@ impl PolicySet {
         })
     }
 
-    pub(super) fn target(&self, name: &TargetName) -> Option<&Target> {
+    /// A target by its name.
+    #[must_use]
+    pub fn target(&self, name: &TargetName) -> Option<&Target> {
         let found = self.document.targets.iter().find(|target| target.value.name == *name);
         found.map(|target| &target.value)
     }

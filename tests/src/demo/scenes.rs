@@ -92,14 +92,18 @@ impl Story<'_> {
         let list: Value = serde_json::from_str(&listed.stdout).context("targets --json")?;
         let targets = list["targets"].as_array().context("no list of targets")?;
         let names: Vec<&str> = targets.iter().filter_map(|one| one["target"].as_str()).collect();
-        ensure!(names.contains(&"team") && names.contains(&"dev"), "her targets are {names:?}");
+        ensure!(
+            names.contains(&"team") && names.contains(&"dev"),
+            "her targets are {names:?}"
+        );
         self.screen
             .seen(&format!("she is logged in and may ask for: {}", names.join(", ")));
         Ok(ada)
     }
 
     async fn ada_builds_twice(&self, ada: &Builder) -> Result<()> {
-        self.screen.scene("Ada builds the team's models, as a user that exists only meanwhile");
+        self.screen
+            .scene("Ada builds the team's models, as a user that exists only meanwhile");
         self.build("ada", &ada.machine, &ada.project, "team").await?;
         let login = self.all_rows_by_one("kdbt_ada_").await?;
         self.screen.seen(&format!("200 orders, each written by {login}"));
@@ -112,7 +116,10 @@ impl Story<'_> {
             "the incremental model was made anew"
         );
         let again = self.all_rows_by_one("kdbt_ada_").await?;
-        ensure!(again == login, "the second lease was {again}, which empties dbt's parse cache");
+        ensure!(
+            again == login,
+            "the second lease was {again}, which empties dbt's parse cache"
+        );
         self.screen
             .seen("the second run was incremental: same table, a day's rows replaced, same user name");
         Ok(())
@@ -160,8 +167,11 @@ impl Story<'_> {
     async fn who_owns_what(&self) -> Result<()> {
         self.screen.scene("Who owns what they built");
         let owners = self.owners("analytics%").await?;
-        self.screen
-            .lines(owners.iter().map(|[name, kind, owner]| format!("{name:42} {kind:6} {owner}")));
+        self.screen.lines(
+            owners
+                .iter()
+                .map(|[name, kind, owner]| format!("{name:42} {kind:6} {owner}")),
+        );
         ensure!(owners.len() >= 8, "only {} relations were built", owners.len());
         ensure!(
             owners.iter().all(|[_, _, owner]| owner == "dbt_analytics"),
@@ -179,7 +189,11 @@ impl Story<'_> {
              pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE n.nspname LIKE '{schemas}' AND c.relkind IN ('r', 'v', 'm', 'p') ORDER BY 1"
         );
-        let triple = |row: Vec<String>| <[String; 3]>::try_from(row).ok().context("three columns were asked for");
+        let triple = |row: Vec<String>| {
+            <[String; 3]>::try_from(row)
+                .ok()
+                .context("three columns were asked for")
+        };
         self.stack.rows(&sql).await?.into_iter().map(triple).collect()
     }
 
@@ -211,9 +225,14 @@ impl Story<'_> {
         self.screen.scene("Grace, an analyst, reads the marts and nothing else");
         let grace = self.stack.log_in("grace").await?;
         let query = |sql: &'static str| ["psql", "--target", "marts", "--", "-XAtc", sql];
-        self.screen
-            .command("grace", "kdbt-client psql --target marts -- -c 'SELECT sum(amount) FROM analytics_marts.orders'");
-        let sum = grace.run(&query("SELECT sum(amount) FROM analytics_marts.orders")).await?.expect(0)?;
+        self.screen.command(
+            "grace",
+            "kdbt-client psql --target marts -- -c 'SELECT sum(amount) FROM analytics_marts.orders'",
+        );
+        let sum = grace
+            .run(&query("SELECT sum(amount) FROM analytics_marts.orders"))
+            .await?
+            .expect(0)?;
         let sum: f64 = sum.stdout.trim().parse().context("the sum is no number")?;
         ensure!(sum > 0.0, "the orders are worth nothing");
         self.screen.seen(&format!("she reads: the orders are worth {sum:.2}"));
@@ -223,7 +242,8 @@ impl Story<'_> {
             "she should not read raw data: {raw:?}"
         );
         self.screen.seen("raw data is refused to her by the warehouse");
-        self.screen.command("grace", "kdbt-client exec --target team -- dbt build");
+        self.screen
+            .command("grace", "kdbt-client exec --target team -- dbt build");
         let project = Stack::project()?;
         let refused = grace
             .run_in(&project, &["exec", "--target", "team", "--", "dbt", "build"])
@@ -235,7 +255,8 @@ impl Story<'_> {
     }
 
     async fn the_pipeline_builds(&self) -> Result<()> {
-        self.screen.scene("The pipeline builds, with a service account instead of a person");
+        self.screen
+            .scene("The pipeline builds, with a service account instead of a person");
         let pipeline = self.stack.pipeline()?;
         let project = Stack::project()?;
         self.build("ci", &pipeline, &project, "team").await?;
@@ -260,15 +281,22 @@ impl Story<'_> {
     async fn a_lease_runs_out(&self, ada: &Builder) -> Result<()> {
         self.screen.scene("A lease runs out while somebody works with it");
         let ttl = self.shortest_ttl(ada).await?;
-        self.screen
-            .command("ada", &format!("kdbt-client profile --target dev --ttl {ttl} > profiles.yml"));
+        self.screen.command(
+            "ada",
+            &format!("kdbt-client profile --target dev --ttl {ttl} > profiles.yml"),
+        );
         let taken = ada
             .machine
             .run(&["profile", "--target", "dev", "--ttl", &ttl, "--json"])
             .await?
             .expect(0)?;
         let lease: Value = serde_json::from_str(&taken.stdout).context("profile --json")?;
-        let text = |value: &Value| value.as_str().map(str::to_owned).context("a text is missing in the lease");
+        let text = |value: &Value| {
+            value
+                .as_str()
+                .map(str::to_owned)
+                .context("a text is missing in the lease")
+        };
         let user = text(&lease["connection"]["user"])?;
         let password = text(&lease["password"])?;
         let ends_at: jiff::Timestamp = text(&lease["lease"]["ends_at"])?.parse()?;
@@ -284,7 +312,10 @@ impl Story<'_> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let late = jiff::Timestamp::now().duration_since(ends_at).as_secs_f32();
-        ensure!((0.0..10.0).contains(&late), "{user} was dropped {late:.1} s after the end");
+        ensure!(
+            (0.0..10.0).contains(&late),
+            "{user} was dropped {late:.1} s after the end"
+        );
         self.screen
             .seen(&format!("the reaper dropped {user}, {late:.1} s after the lease's end"));
         let cut = session.simple_query("SELECT 1").await;
@@ -304,7 +335,10 @@ impl Story<'_> {
         let listed = ada.machine.run(&["targets", "--json"]).await?.expect(0)?;
         let list: Value = serde_json::from_str(&listed.stdout)?;
         let targets = list["targets"].as_array().context("no list of targets")?;
-        let dev = targets.iter().find(|one| one["target"] == "dev").context("no target dev")?;
+        let dev = targets
+            .iter()
+            .find(|one| one["target"] == "dev")
+            .context("no target dev")?;
         let least = dev["ttl"]["min"].as_str().context("dev has no shortest TTL")?;
         Ok(least.to_owned())
     }
@@ -312,7 +346,9 @@ impl Story<'_> {
     async fn the_audit_tells_it_all(&self) -> Result<()> {
         self.screen.scene("What the audit says");
         self.screen.command("operator", "kdbt-broker audit show");
-        let shown = Finished::of(self.stack.broker_command(&["audit", "show"])?).await?.expect(0)?;
+        let shown = Finished::of(self.stack.broker_command(&["audit", "show"])?)
+            .await?
+            .expect(0)?;
         let lines: Vec<&str> = shown.stdout.lines().collect();
         self.screen.lines(&lines[lines.len().saturating_sub(12)..]);
         for word in ["ada", "ben", "grace", "team", "dev"] {

@@ -66,7 +66,11 @@ impl Screen {
 
     /// The last line of the story.
     pub(super) fn end(&self, took: Duration) {
-        let line = format!("{} steps, each seen to work, in {:.0} s", self.checks.get(), took.as_secs_f32());
+        let line = format!(
+            "{} steps, each seen to work, in {:.0} s",
+            self.checks.get(),
+            took.as_secs_f32()
+        );
         println!("\n{}", self.paint("1;32", &line));
     }
 }

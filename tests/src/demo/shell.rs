@@ -36,7 +36,10 @@ pub(super) fn invite(stack: &Stack, people: &People, screen: &Screen) -> Result<
         "kdbt-client revoke --all",
         "kdbt-client login --no-open              # as anyone: ada, ben, grace, eve, nobody",
     ]);
-    screen.say(&format!("\n  Everybody's password is {}", stack.identity.people_password()));
+    screen.say(&format!(
+        "\n  Everybody's password is {}",
+        stack.identity.people_password()
+    ));
     screen.say("\n  As the operator:");
     screen.lines([
         format!("{tool} doctor --config {config}"),

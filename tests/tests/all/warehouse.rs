@@ -25,7 +25,6 @@ macro_rules! on_both {
     };
 }
 
-
 async fn with_prepared(version: PgVersion) -> World {
     World::own(version, &PgOptions::default().set("max_prepared_transactions", "10")).await
 }

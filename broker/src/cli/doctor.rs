@@ -1,0 +1,123 @@
+//! `kdbt-broker doctor`: looks at servers live, changes nothing, and names the missing grant as SQL to copy.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use kdbt_api::name::{ServerName, TargetName};
+
+use super::{ConfigFile, output};
+use crate::app;
+use crate::config::{self, Config};
+use crate::policy::PolicySet;
+use crate::warehouse::postgres::{Era, PostgresWarehouse, bootstrap};
+use crate::warehouse::{Finding, Severity, Warehouse as _};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Looks at the servers of the config as the policies need them. Exit code 1 if anything is an error.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Only the server of this target.
+    target: Option<TargetName>,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Print the SQL that a DBA runs with `psql` to make the server ready, and connect to nothing.
+    #[arg(long)]
+    bootstrap: bool,
+    /// For `--bootstrap`: the server's major version.
+    #[arg(long, value_name = "MAJOR", default_value_t = 18, value_parser = clap::value_parser!(u32).range(15..=99))]
+    postgres: u32,
+    /// Print what is as it should be, too.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+impl Doctor {
+    pub(crate) async fn run(self) -> ExitCode {
+        let config = match self.config.load() {
+            Ok(config) => config,
+            Err(code) => return code,
+        };
+        let policies = match PolicySet::load(&config.policies, &config.issuer_facts()) {
+            Ok(loaded) => loaded.set,
+            Err(mistakes) => {
+                output::error(&mistakes.to_string());
+                return ExitCode::from(2);
+            }
+        };
+        let servers = match self.servers(&config, &policies) {
+            Ok(servers) => servers,
+            Err(error) => {
+                output::error(&error);
+                return ExitCode::from(2);
+            }
+        };
+        if self.bootstrap {
+            for (name, server) in servers {
+                let era = Era::of(self.postgres * 10_000);
+                let login = &server.connect.user;
+                output::text(&bootstrap::script(
+                    &policies.needs(name),
+                    era,
+                    &config.installation,
+                    login,
+                ));
+            }
+            return ExitCode::SUCCESS;
+        }
+        let mut worst = Severity::Ok;
+        for (name, server) in servers {
+            for finding in examine(&config, &policies, name, server).await {
+                worst = worst.max(finding.severity);
+                self.print(name, &finding);
+            }
+        }
+        if worst == Severity::Error {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+
+    /// The servers to look at: the target's, or all that the policy names.
+    fn servers<'c>(
+        &self,
+        config: &'c Config,
+        policies: &PolicySet,
+    ) -> Result<Vec<(&'c ServerName, &'c config::Server)>, String> {
+        let named = match &self.target {
+            Some(target) => match policies.target(target).map(|target| &target.server) {
+                Some(server) => [server.clone()].into(),
+                None => return Err(format!("the policy has no target `{target}`")),
+            },
+            None => policies.servers(),
+        };
+        let missing = |name| format!("the policy names server `{name}`, which the config does not have");
+        named
+            .iter()
+            .map(|name| config.servers.get_key_value(name).ok_or_else(|| missing(name)))
+            .collect()
+    }
+
+    fn print(&self, server: &ServerName, finding: &Finding) {
+        let word = match finding.severity {
+            Severity::Ok | Severity::Info if !self.verbose => return,
+            Severity::Ok => "ok     ",
+            Severity::Info => "info   ",
+            Severity::Warning => "warning",
+            Severity::Error => "error  ",
+        };
+        output::line(&format!("{word}  {server}  {}: {}", finding.code, finding.message));
+        for line in finding.remedy.iter().flat_map(|remedy| remedy.lines()) {
+            output::line(&format!("           {line}"));
+        }
+    }
+}
+
+async fn examine(config: &Config, policies: &PolicySet, name: &ServerName, server: &config::Server) -> Vec<Finding> {
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let warehouse = PostgresWarehouse::new(app::postgres(config, name, server), &tasks, stop.clone());
+    let findings = warehouse.check(&policies.needs(name)).await;
+    stop.cancel();
+    findings
+}

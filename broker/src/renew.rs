@@ -1,0 +1,78 @@
+//! Renewing a lease: the same user and secret, a later end, under today's policy (I9).
+
+use kdbt_api::Ttl;
+use kdbt_api::lease::LeaseView;
+use kdbt_api::problem::{Problem, ProblemCode};
+
+use crate::audit::Actor;
+use crate::broker::{Broker, denied, holder};
+use crate::identity::Identity;
+use crate::lease::{Lease, LeaseEvent, LeaseState};
+use crate::policy::Order;
+use crate::service::UseCaseError;
+use crate::store::Change;
+use crate::view;
+use crate::warehouse::WarehouseError;
+
+/// Moves the end of a lease that the caller was shown to hold. Never back, never past the first issue's maximum.
+pub(crate) async fn renew(
+    broker: &Broker,
+    who: &Identity,
+    lease: Lease,
+    ttl: Option<Ttl>,
+) -> Result<LeaseView, UseCaseError> {
+    let server = broker.server(&lease.server)?;
+    let now = server.now();
+    let (Some(issue), Some(target), LeaseState::Active) = (lease.issue(), lease.target.clone(), &lease.state) else {
+        return Err(ProblemCode::LeaseNotActive.into());
+    };
+    // The end may have passed a moment ago, with the reaper on its way.
+    if lease.ends_at <= now {
+        return Err(ProblemCode::LeaseNotActive.into());
+    }
+    let order = Order {
+        target,
+        rules: issue.grant.rules.clone(),
+        ttl: None,
+        reason: issue.reason.clone(),
+        at: broker.clock.now(),
+    };
+    let today = broker
+        .policy()?
+        .decide(&who.claims, &order)
+        .map_err(|refusal| denied(&refusal))?;
+    let rendered = today.render(lease.username.slug());
+    if !rendered.is_ok_and(|rendered| rendered.covers(&issue.grant)) {
+        return Err(Problem::new(ProblemCode::GrantChanged)
+            .detail("the policy no longer gives what this lease was given")
+            .hint("ask for a new lease")
+            .into());
+    }
+    let asked = ttl.unwrap_or(today.ttl).min(today.ttl_range.max);
+    let limit = today
+        .not_after
+        .map_or(lease.max_ends_at, |limit| limit.min(lease.max_ends_at));
+    let ends_at = (now + asked.as_duration()).min(limit).whole_second().max(lease.ends_at);
+
+    // The server first: dying here leaves a native expiry past the lease's end, and the reaper keeps to the lease.
+    server
+        .warehouse
+        .extend_user(&lease.user_ref(), ends_at)
+        .await
+        .map_err(|error| {
+            let code = match error {
+                WarehouseError::Gone => ProblemCode::LeaseNotActive,
+                WarehouseError::Unreachable(_) | WarehouseError::Server { .. } | WarehouseError::Unsafe(_) => {
+                    ProblemCode::WarehouseDown
+                }
+            };
+            UseCaseError::from(code).caused_by(error)
+        })?;
+    let by = Actor::Identity(holder(who));
+    let lease = broker
+        .store
+        .record(Change::new(&lease, LeaseEvent::Extended { ends_at }, by, now))
+        .await?;
+    server.ring();
+    Ok(view::lease(&lease))
+}

@@ -1,0 +1,145 @@
+//! Revoking: the holder gives a lease back, or an admin takes many away. Asking twice is success.
+
+use std::time::Duration;
+
+use kdbt_api::credential::OwnerProof;
+use kdbt_api::lease::{LeaseId, LeaseView, RevocationRequest, RevocationView};
+use kdbt_api::problem::{Problem, ProblemCode};
+
+use crate::audit::Actor;
+use crate::broker::{Broker, holder, live_states};
+use crate::end::{request_end, wait_ended};
+use crate::identity::Identity;
+use crate::lease::{EndReason, Lease};
+use crate::service::UseCaseError;
+use crate::store::{LeaseFilter, Page};
+use crate::view;
+
+/// How long a caller waits for the user to be gone.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// How many leases one revocation reads at a time.
+const PAGE: usize = 500;
+
+/// Ends one lease, of the caller's or (admins) of anybody's.
+pub(crate) async fn revoke(
+    broker: &Broker,
+    who: &Identity,
+    id: LeaseId,
+    proof: Option<&OwnerProof>,
+) -> Result<LeaseView, UseCaseError> {
+    let (lease, reason) = match broker.held_lease(who, id, proof).await {
+        Ok(lease) => (lease, EndReason::Revoked),
+        Err(_) if broker.is_admin(who) => (broker.store.lease(id).await?, EndReason::RevokedByAdmin),
+        Err(error) => return Err(error),
+    };
+    let server = broker.server(&lease.server)?;
+    let lease = request_end(
+        broker.store.as_ref(),
+        server,
+        &lease,
+        reason,
+        Actor::Identity(holder(who)),
+    )
+    .await?;
+    let lease = wait_ended(broker.store.as_ref(), server, lease, WAIT).await?;
+    Ok(view::lease(&lease))
+}
+
+/// Ends all leases that a request selects, or says which they are.
+pub(crate) async fn revoke_many(
+    broker: &Broker,
+    who: &Identity,
+    request: RevocationRequest,
+) -> Result<RevocationView, UseCaseError> {
+    let dry_run = request.dry_run;
+    let (filter, reason) = selection(broker, who, request)?;
+    let mut leases = Vec::new();
+    for lease in all(broker, &filter).await? {
+        if dry_run {
+            leases.push(view::lease(&lease));
+            continue;
+        }
+        let server = broker.server(&lease.server)?;
+        let by = Actor::Identity(holder(who));
+        leases.push(view::lease(
+            &request_end(broker.store.as_ref(), server, &lease, reason, by).await?,
+        ));
+    }
+    Ok(RevocationView { dry_run, leases })
+}
+
+fn selection(
+    broker: &Broker,
+    who: &Identity,
+    request: RevocationRequest,
+) -> Result<(LeaseFilter, EndReason), UseCaseError> {
+    let others = request.subject.is_some() || request.rule.is_some() || request.target.is_some();
+    let states = live_states();
+    match (request.mine, others) {
+        (true, false) if request.issuer.is_none() => {
+            // Two jobs of one service account cannot touch each other's leases (I8): each revokes its own by proof.
+            if who.session.is_none() {
+                return Err(malformed(
+                    "`mine` is for people; a job revokes each lease with its owner proof",
+                ));
+            }
+            let mine = Some((who.issuer.to_string(), who.subject.to_string()));
+            Ok((
+                LeaseFilter {
+                    holder: mine,
+                    states,
+                    ..LeaseFilter::default()
+                },
+                EndReason::Revoked,
+            ))
+        }
+        (false, true) if !broker.is_admin(who) => Err(ProblemCode::AdminRequired.into()),
+        (false, true) => {
+            let RevocationRequest {
+                subject,
+                issuer,
+                rule,
+                target,
+                ..
+            } = request;
+            let (holder, subject) = match (issuer, subject) {
+                (Some(issuer), Some(subject)) => (Some((issuer, subject)), None),
+                (None, subject) => (None, subject),
+                (Some(_), None) => return Err(malformed("`issuer` goes with `subject`")),
+            };
+            let filter = LeaseFilter {
+                holder,
+                subject,
+                target,
+                rule,
+                states,
+                ..LeaseFilter::default()
+            };
+            Ok((filter, EndReason::RevokedByAdmin))
+        }
+        (true, _) | (false, false) => Err(malformed(
+            "select either `mine`, or at least one of `subject`, `rule` and `target`",
+        )),
+    }
+}
+
+fn malformed(detail: &str) -> UseCaseError {
+    Problem::new(ProblemCode::MalformedRequest).detail(detail).into()
+}
+
+async fn all(broker: &Broker, filter: &LeaseFilter) -> Result<Vec<Lease>, UseCaseError> {
+    let mut leases = Vec::new();
+    let mut page = Page {
+        after: None,
+        limit: PAGE,
+    };
+    loop {
+        let found = broker.store.leases(filter, page).await?;
+        leases.extend(found.leases);
+        match found.next {
+            Some(after) => page.after = Some(after),
+            None => return Ok(leases),
+        }
+    }
+}
