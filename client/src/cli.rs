@@ -4,16 +4,25 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kdbt_api::Ttl;
 use kdbt_api::lease::LeaseId;
 use kdbt_api::name::{ProfileName, RuleId, TargetName};
 
+const AFTER_HELP: &str = "\
+Machines need no login: KDBT_TOKEN holds an access token, or KDBT_CLIENT_ID and KDBT_CLIENT_SECRET_FILE
+(or KDBT_CLIENT_SECRET) the credentials of a client of their own.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 login needed, 4 denied by policy, 6 broker or Keycloak
+unreachable, 7 warehouse refused, 8 lease gone. exec and psql end with the code of what they run, else
+with 125 (could not start), 126 (not executable), 127 (not found) or 128 and the signal's number.";
+
 /// Runs dbt as a warehouse user that lives as long as the run.
 ///
 /// Login is by Keycloak; what you may do where is decided by your organisation's reviewed policies.
 #[derive(Debug, Parser)]
-#[command(name = "kdbt-client", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "kdbt-client", version, max_term_width = 100, disable_help_subcommand = true, after_long_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -47,10 +56,10 @@ pub(crate) struct Global {
     )]
     pub(crate) ca_file: Option<PathBuf>,
     /// Accept warehouses without TLS or without a check of their certificate
-    #[arg(long, global = true, env = "KDBT_ALLOW_INSECURE", hide_env_values = true)]
+    #[arg(long, global = true, value_parser = FalseyValueParser::new(), env = "KDBT_ALLOW_INSECURE", hide_env_values = true)]
     pub(crate) allow_insecure: bool,
     /// Only say what needs an answer or went wrong
-    #[arg(long, short, global = true, env = "KDBT_QUIET", hide_env_values = true)]
+    #[arg(long, short, global = true, value_parser = FalseyValueParser::new(), env = "KDBT_QUIET", hide_env_values = true)]
     pub(crate) quiet: bool,
 }
 
@@ -97,15 +106,15 @@ pub(crate) struct Login {
         long,
         visible_alias = "no-browser",
         conflicts_with = "browser",
-        env = "KDBT_DEVICE",
+        value_parser = FalseyValueParser::new(), env = "KDBT_DEVICE",
         hide_env_values = true
     )]
     pub(crate) device: bool,
     /// Log in with a browser on this machine
-    #[arg(long, env = "KDBT_LOGIN_BROWSER", hide_env_values = true)]
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "KDBT_LOGIN_BROWSER", hide_env_values = true)]
     pub(crate) browser: bool,
     /// Print the address for the browser instead of opening it
-    #[arg(long, conflicts_with = "device", env = "KDBT_NO_OPEN", hide_env_values = true)]
+    #[arg(long, conflicts_with = "device", value_parser = FalseyValueParser::new(), env = "KDBT_NO_OPEN", hide_env_values = true)]
     pub(crate) no_open: bool,
     /// Accept that the broker names another issuer than before
     #[arg(long)]
@@ -167,24 +176,20 @@ pub(crate) struct Project {
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
-    #[command(flatten)]
-    pub(crate) order: Order,
-    #[command(flatten)]
-    pub(crate) project: Project,
     /// Leave our own tokens and client secrets in the command's environment
-    #[arg(long, env = "KDBT_KEEP_ENV", hide_env_values = true)]
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "KDBT_KEEP_ENV", hide_env_values = true)]
     pub(crate) keep_env: bool,
     /// The command and its arguments, as they are
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Profile {
     #[command(flatten)]
     pub(crate) order: Order,
     #[command(flatten)]
     pub(crate) project: Project,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Profile {
     /// Write profiles.yml into this folder instead of standard output
     #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "template"])]
     pub(crate) write: Option<PathBuf>,
@@ -194,6 +199,10 @@ pub(crate) struct Profile {
     /// A profile to commit, which `exec` and `env` fill; takes no lease
     #[arg(long)]
     pub(crate) template: bool,
+    #[command(flatten)]
+    pub(crate) order: Order,
+    #[command(flatten)]
+    pub(crate) project: Project,
 }
 
 /// The shells that `env` speaks.
@@ -209,20 +218,20 @@ pub(crate) enum Shell {
 
 #[derive(Debug, Args)]
 pub(crate) struct Env {
-    #[command(flatten)]
-    pub(crate) order: Order,
     /// The shell that reads it
     #[arg(long, value_enum, default_value = "sh", env = "KDBT_SHELL", hide_env_values = true)]
     pub(crate) shell: Shell,
+    #[command(flatten)]
+    pub(crate) order: Order,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Psql {
-    #[command(flatten)]
-    pub(crate) order: Order,
     /// Arguments for psql
     #[arg(last = true, value_name = "ARG")]
     pub(crate) args: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) order: Order,
 }
 
 #[derive(Debug, Args)]
@@ -247,9 +256,9 @@ pub(crate) struct Revoke {
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    #[command(flatten)]
-    pub(crate) order: Order,
     /// JSON for programs
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) order: Order,
 }

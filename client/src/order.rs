@@ -45,7 +45,7 @@ impl Lease {
         self.password.secret()
     }
 
-    /// What goes into an environment besides the secret: for `profile --template`, artifacts, a nested `exec`.
+    /// What goes into an environment besides the secret: for a committed template, and for dbt's artifacts.
     pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
         let connection = &self.connection;
         vec![
@@ -54,9 +54,6 @@ impl Lease {
             ("KDBT_USER", connection.user.to_string()),
             ("KDBT_DBNAME", connection.database.to_string()),
             ("KDBT_SCHEMA", connection.schema.to_string()),
-            ("KDBT_LEASE_ID", self.view.id.to_string()),
-            ("KDBT_LEASE_TARGET", self.view.target.to_string()),
-            ("KDBT_LEASE_PROFILE", self.profile.to_string()),
             ("DBT_ENV_CUSTOM_ENV_KDBT_LEASE", self.view.id.to_string()),
         ]
     }

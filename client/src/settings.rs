@@ -24,7 +24,7 @@ pub(crate) struct Settings {
     broker: Option<String>,
     /// `--token-file`, if given.
     pub(crate) token_file: Option<PathBuf>,
-    /// `--ca-file`: what to trust besides the system's authorities.
+    /// `--ca-file`: what to trust instead of the system's authorities.
     pub(crate) ca_file: Option<PathBuf>,
     /// Whether the user takes connections without TLS, or without a check of the certificate.
     pub(crate) allow_insecure: bool,

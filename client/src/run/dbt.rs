@@ -76,7 +76,9 @@ impl Call {
                 _ => (word, None),
             };
             match flag {
-                "--help" | "-h" | "--version" | "-V" | "-v" => call.only_informs = true,
+                "--help" | "-h" => call.only_informs = true,
+                // Later it could be the value of a flag that is not known here.
+                "--version" | "-V" | "-v" if call.command.is_none() => call.only_informs = true,
                 _ if VALUED.contains(&flag) => {
                     let Some(value) = joined.or_else(|| words.next()) else {
                         break;
@@ -231,6 +233,7 @@ mod tests {
             ("dbt", Needs::Nothing),
             ("dbt init", Needs::Nothing),
             ("dbt debug", Needs::Lease),
+            ("dbt run-operation x --args -v", Needs::Lease),
             ("dbt run --select deps", Needs::Lease),
             ("psql --version", Needs::Lease),
             ("sh -c true", Needs::Lease),

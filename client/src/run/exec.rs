@@ -188,9 +188,11 @@ fn fill(command: &mut Command, lease: &Lease, folder: &TemporaryFolder) -> Outco
     };
     child::secure(command, lease, ca_file.as_deref());
     command.env(profile::SECRET_VARIABLE, lease.password().expose_secret());
-    for (name, value) in lease.variables() {
-        command.env(name, value);
-    }
+    command.envs(lease.variables());
+    // An `exec` inside this one joins instead of leasing again.
+    command.env("KDBT_LEASE_ID", lease.view.id.to_string());
+    command.env("KDBT_LEASE_TARGET", lease.view.target.as_str());
+    command.env("KDBT_LEASE_PROFILE", lease.profile.as_str());
     Ok(())
 }
 
