@@ -30,6 +30,8 @@ const MAX_CA_BYTES: usize = 256 * 1024;
 pub(crate) struct Lease {
     /// What the broker says of it.
     pub(crate) view: LeaseView,
+    /// The target that was asked for.
+    pub(crate) target: TargetName,
     /// How to connect; checked.
     pub(crate) connection: Connection,
     /// The profile's name.
@@ -65,7 +67,7 @@ impl Lease {
         } else {
             SecretForm::Variable
         };
-        profile::render(&self.profile, &self.view.target, &self.connection, secret, ca_file).map_err(|error| {
+        profile::render(&self.profile, &self.target, &self.connection, secret, ca_file).map_err(|error| {
             Failure::new(
                 Code::Failed,
                 format!("this connection cannot be a dbt profile: {error}"),
@@ -100,6 +102,7 @@ pub(crate) async fn order(broker: &Broker, target: TargetName, order: &Order, pr
     }
     Ok(Lease {
         view: issued.lease,
+        target,
         connection: issued.connection,
         profile,
         proof,
@@ -171,7 +174,7 @@ pub(crate) fn may_pass(code: ProblemCode) -> bool {
 fn check(issued: &IssuedView, target: &TargetName, profile: &ProfileName, settings: &Settings) -> Outcome<()> {
     let wrong = |what: String| Failure::new(Code::Failed, format!("the broker's answer is refused: {what}"));
     let connection = &issued.connection;
-    if issued.lease.target != *target || issued.lease.user != connection.user {
+    if issued.lease.target.as_ref() != Some(target) || issued.lease.user != connection.user {
         return Err(wrong("it is for another target or user than it says".into()));
     }
     profile::render(profile, target, connection, SecretForm::Variable, None)

@@ -34,7 +34,7 @@ fn row(lease: &LeaseView) -> Vec<String> {
     let rules: Vec<&str> = lease.rules.iter().map(AsRef::as_ref).collect();
     vec![
         lease.id.to_string(),
-        lease.target.to_string(),
+        lease.target.as_ref().map_or_else(|| "-".into(), ToString::to_string),
         lease.user.to_string(),
         state(lease.state).to_owned(),
         moment(lease.ends_at, now()),

@@ -101,7 +101,7 @@ fn tell(output: Output, lease: &Lease) {
     output.note(&format!(
         "{} on {} as {}, until {}",
         view.id,
-        view.target,
+        lease.target,
         view.user,
         moment(view.ends_at, now())
     ));

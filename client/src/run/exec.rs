@@ -144,7 +144,7 @@ async fn take(
     let until = moment(view.ends_at, now());
     broker.settings().output.note(&format!(
         "{} on {} as {}, until {until}",
-        view.id, view.target, view.user
+        view.id, lease.target, view.user
     ));
     Ok(Taken::Lease(Box::new(lease)))
 }
@@ -191,7 +191,7 @@ fn fill(command: &mut Command, lease: &Lease, folder: &TemporaryFolder) -> Outco
     command.envs(lease.variables());
     // An `exec` inside this one joins instead of leasing again.
     command.env("KDBT_LEASE_ID", lease.view.id.to_string());
-    command.env("KDBT_LEASE_TARGET", lease.view.target.as_str());
+    command.env("KDBT_LEASE_TARGET", lease.target.as_str());
     command.env("KDBT_LEASE_PROFILE", lease.profile.as_str());
     Ok(())
 }
@@ -212,7 +212,7 @@ fn is_inside_lease(profile: &ProfileName, target: Option<&TargetName>) -> Outcom
 
 /// Keeps the profile (without a secret) for commands that need none but share dbt's parse cache.
 fn remember(settings: &Settings, lease: &Lease, yaml: &str) -> Outcome<()> {
-    for target in [lease.view.target.as_str(), ""] {
+    for target in [lease.target.as_str(), ""] {
         private::write_json(&memory(settings, &lease.profile, target)?, &yaml)?;
     }
     Ok(())
