@@ -289,4 +289,38 @@ mod tests {
         let pkce = Pkce::of("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk".into());
         assert_eq!(pkce.challenge, "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
     }
+
+    #[test]
+    fn an_id_token_of_another_login_client_or_issuer_is_refused() {
+        let issuer = ClientIssuer {
+            issuer: "https://sso/realms/data".into(),
+            client_id: "kdbt-cli".into(),
+            audiences: vec![],
+            scopes: vec![],
+        };
+        for (payload, good) in [
+            (
+                r#"{"iss":"https://sso/realms/data","aud":"kdbt-cli","nonce":"n"}"#,
+                true,
+            ),
+            (
+                r#"{"iss":"https://sso/realms/data","aud":"kdbt-cli","nonce":"m"}"#,
+                false,
+            ),
+            (r#"{"iss":"https://sso/realms/data","aud":"kdbt-cli"}"#, false),
+            (r#"{"iss":"https://sso/realms/data","aud":"other","nonce":"n"}"#, false),
+            (
+                r#"{"iss":"https://evil/realms/data","aud":"kdbt-cli","nonce":"n"}"#,
+                false,
+            ),
+        ] {
+            let tokens = Tokens {
+                access: "a".into(),
+                expires_at: now(),
+                refresh: None,
+                id: Some(format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(payload)).into()),
+            };
+            assert_eq!(tokens.check_nonce(&issuer, "n").is_ok(), good, "{payload}");
+        }
+    }
 }

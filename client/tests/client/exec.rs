@@ -267,3 +267,30 @@ fn the_command_line_of_the_child_holds_no_secret() {
     assert_eq!(secret.len(), 32);
     assert!(!lines.contains(secret) && !lines.contains(&fake.token()));
 }
+
+#[test]
+fn psql_connects_as_the_leases_user() {
+    let fake = Fake::start();
+    let bin = fake.home.path().join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::write(
+        bin.join("psql"),
+        "#!/bin/sh\necho $PGHOST $PGPORT $PGUSER $PGDATABASE $PGSSLMODE ${#PGPASSWORD} $1\nexit 3\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(bin.join("psql"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var_os("PATH").unwrap().display());
+    let output = fake
+        .client_with_token(&["psql", "--", "-l"])
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert_eq!(
+        stdout(&output),
+        "127.0.0.1 5432 kdbt_ada_0 analytics disable 32 -l\n",
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(fake.lines().last(), Some(&deleted()));
+}
