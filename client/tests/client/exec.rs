@@ -138,6 +138,7 @@ fn a_signal_reaches_the_child_and_nothing_is_left_behind() {
         let folder = std::path::Path::new(folder.trim());
         assert!(folder.join("profiles.yml").is_file());
         kill_process(Pid::from_child(&client), signal).unwrap();
+        until("the signal ended nothing", || client.try_wait().unwrap().is_some());
         assert_eq!(client.wait().unwrap().code(), Some(code));
         assert!(!folder.exists());
         assert_eq!(fake.lines().last(), Some(&deleted()));
