@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use kdbt_api::name::{DatabaseName, InstallationName};
+use kdbt_api::name::{DatabaseName, InstallationName, RoleName};
 
 use super::plan::{BROKER, DatabaseRoles};
 use super::sql::{Era, ident, literal};
@@ -128,7 +128,7 @@ impl Script {
     }
 
     fn roles(&mut self, needs: &DatabaseNeeds, database: &str) {
-        let owners: BTreeSet<&str> = needs.owners.iter().map(|role| role.as_str()).collect();
+        let owners: BTreeSet<&str> = needs.owners.iter().map(RoleName::as_str).collect();
         for owner in &owners {
             self.line("-- Leases act as it; INHERIT and SET let the broker hand it what they leave behind.");
             self.create_role(owner, "NOLOGIN");
@@ -138,7 +138,7 @@ impl Script {
                 ident(owner)
             ));
         }
-        let groups: BTreeSet<&str> = needs.groups.iter().map(|role| role.as_str()).collect();
+        let groups: BTreeSet<&str> = needs.groups.iter().map(RoleName::as_str).collect();
         for group in groups.difference(&owners) {
             self.create_role(group, "NOLOGIN");
             if self.era == Era::From16 {
@@ -168,5 +168,35 @@ impl Script {
             self.statement(&format!("REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC"));
         }
         self.statement("REVOKE CREATE ON SCHEMA public FROM PUBLIC");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script_for(era: Era) -> String {
+        let database = DatabaseNeeds {
+            database: "analytics".parse().unwrap(),
+            owners: vec!["dbt_finance".parse().unwrap()],
+            groups: vec!["grp_marts_ro".parse().unwrap()],
+            own_schemas: true,
+            create_schemas: false,
+            connections: 40,
+        };
+        let needs = Needs {
+            databases: vec![database],
+        };
+        script(&needs, era, &"acme-prod".parse().unwrap(), "kdbt__login_1")
+    }
+
+    #[test]
+    fn from_16_the_broker_gets_options_on_each_role_and_public_loses_connect() {
+        insta::assert_snapshot!(script_for(Era::From16));
+    }
+
+    #[test]
+    fn before_16_the_broker_gets_plain_memberships_and_public_keeps_connect() {
+        insta::assert_snapshot!(script_for(Era::Before16));
     }
 }

@@ -47,14 +47,13 @@ fn durable(right: &str, database: &str) -> String {
         return name;
     }
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, database.as_bytes());
-    let hash: String = digest
+    let hash = digest
         .as_ref()
         .iter()
         .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+        .fold(0_u32, |hash, byte| hash << 8 | u32::from(*byte));
     let head: String = name.chars().take(LONGEST - 9).collect();
-    format!("{head}_{hash}")
+    format!("{head}_{hash:08x}")
 }
 
 /// What the comment on a personal role says: a lost store must not let a newcomer inherit it.
