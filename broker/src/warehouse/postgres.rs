@@ -202,7 +202,9 @@ impl Warehouse for PostgresWarehouse {
     async fn marked_users(&self) -> Result<Sweep, WarehouseError> {
         self.end.warm().await?;
         let link = self.end.take().await?;
-        Ok(sweep::look(&link, &self.config.installation).await?)
+        let sweep = sweep::look(&link, &self.config.installation).await?;
+        self.ending().join_busy(&link, &sweep.users).await;
+        Ok(sweep)
     }
 
     async fn end_marked(&self, user: &MarkedUser) -> Result<EndOutcome, WarehouseError> {

@@ -1,5 +1,6 @@
 //! The PostgreSQL driver keeps the contract of `Warehouse`, on the oldest and the newest server that we support.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use kdbt_api::Timestamp;
@@ -34,6 +35,16 @@ mod cases {
     pub(super) async fn shared(version: PgVersion) -> World {
         World::shared(version).await
     }
+    pub(super) async fn small(version: PgVersion) -> World {
+        let options = super::PgOptions::default();
+        World::own(
+            version,
+            &options
+                .set("max_connections", "40")
+                .set("max_locks_per_transaction", "10"),
+        )
+        .await
+    }
     pub(super) async fn prepared(version: PgVersion) -> World {
         with_prepared(version).await
     }
@@ -49,9 +60,12 @@ on_both! {
     a_session_that_holds_its_own_row_is_ended: super::cases::shared;
     prepared_transactions_do_not_outlive_the_lease: super::cases::prepared;
     what_is_owned_in_two_databases_goes_to_the_owner_role: super::cases::shared;
+    a_hand_over_that_fails_loses_nothing: super::cases::shared;
     a_readers_function_is_dropped_and_never_handed_over: super::cases::shared;
     an_owner_role_renamed_does_not_stop_the_end: super::cases::shared;
     a_login_asleep_after_its_checks_is_ended: super::cases::shared;
+    a_login_stalled_in_its_password_exchange_is_refused: super::cases::shared;
+    a_full_lock_table_does_not_save_the_lease: super::cases::small;
     forty_two_leases_at_once_come_and_go: super::cases::shared;
     marks_of_others_and_stripped_marks_are_left_alone: super::cases::shared;
     a_reused_name_is_never_touched: super::cases::shared;
@@ -290,6 +304,30 @@ async fn what_is_owned_in_two_databases_goes_to_the_owner_role(world: &World) {
     }
 }
 
+/// S25: the owner role may not create in the schema of the collation, so nothing can be handed over; and nothing is lost.
+async fn a_hand_over_that_fails_loses_nothing(world: &World) {
+    let lease = world.lease("los", world.act_as()).await;
+    let name = lease.name();
+    let sql = format!(
+        "CREATE SCHEMA closed; CREATE COLLATION closed.sorted (LOCALE = 'C'); ALTER COLLATION closed.sorted OWNER TO {name}; \
+         CREATE SCHEMA by_lease AUTHORIZATION {name}; CREATE TABLE by_lease.kept AS SELECT 7 AS n; ALTER TABLE by_lease.kept OWNER TO {name}"
+    );
+    world.execute(&world.database, &sql).await.unwrap();
+    let outcome = world.end(&lease.at).await;
+    let EndOutcome::Blocked(objects) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(
+        objects.iter().any(|object| object.contains("closed.sorted")),
+        "{objects:?}"
+    );
+    assert_eq!(world.value(&world.database, "SELECT n FROM by_lease.kept").await, "7");
+    let sql = format!("GRANT USAGE, CREATE ON SCHEMA closed TO {}", world.owner);
+    world.execute(&world.database, &sql).await.unwrap();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert_eq!(world.value(&world.database, "SELECT n FROM by_lease.kept").await, "7");
+}
+
 /// S8.
 async fn a_readers_function_is_dropped_and_never_handed_over(world: &World) {
     let lease = world.lease("rob", world.read()).await;
@@ -331,11 +369,86 @@ async fn a_login_asleep_after_its_checks_is_ended(world: &World) {
         .user(lease.name())
         .password(&lease.password)
         .options("-c post_auth_delay=6");
-    let login = tokio::spawn(async move { config.connect(tokio_postgres::NoTls).await.map(|_| ()) });
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    let login = tokio::spawn(async move {
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        client.batch_execute("CREATE TABLE marts.woken (i int)").await
+    });
+    // It holds a lock and has no row of its role.
+    let asleep = format!(
+        "SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.objid AND d.datname = '{}' \
+         WHERE NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.pid AND a.usesysid IS NOT NULL)",
+        world.database
+    );
+    let limit = Instant::now() + Duration::from_secs(4);
+    while world.count("postgres", &asleep).await == 0 {
+        assert!(Instant::now() < limit, "the login never slept");
+    }
+    let start = Instant::now();
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "it was waited for, not ended: {:?}",
+        start.elapsed()
+    );
     assert!(login.await.unwrap().is_err(), "the sleeper woke up inside");
     assert_eq!(world.left_of(&lease.at).await, 0);
+}
+
+/// A client that has the server's challenge and answers only after the end (S26 names the rest).
+async fn a_login_stalled_in_its_password_exchange_is_refused(world: &World) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let lease = world.lease("sta", world.act_as()).await;
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    let mut config = tokio_postgres::Config::new();
+    config
+        .user(lease.name())
+        .password(&lease.password)
+        .dbname(&world.database);
+    let login = tokio::spawn(async move { config.connect_raw(near, tokio_postgres::NoTls).await.map(|_| ()) });
+    let server = tokio::net::TcpStream::connect(("127.0.0.1", world.port()))
+        .await
+        .unwrap();
+    let (mut from_server, mut to_server) = server.into_split();
+    let mut buffer = [0; 4096];
+    // Startup, request for SCRAM, first message, challenge; then the proof stays with us.
+    for _ in 0..2 {
+        let read = far.read(&mut buffer).await.unwrap();
+        to_server.write_all(&buffer[..read]).await.unwrap();
+        let read = from_server.read(&mut buffer).await.unwrap();
+        far.write_all(&buffer[..read]).await.unwrap();
+    }
+    let read = far.read(&mut buffer).await.unwrap();
+    assert_eq!(buffer[0], b'p', "this is the proof");
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    // It may be cut off already, or refused now.
+    let _ = to_server.write_all(&buffer[..read]).await;
+    let mut answer = Vec::new();
+    let _ = from_server.read_to_end(&mut answer).await;
+    assert!(!answer.starts_with(b"R\0\0\0\x08\0\0\0\0"), "the login got in");
+    drop(far);
+    assert!(login.await.unwrap().is_err());
+    assert_eq!(world.left_of(&lease.at).await, 0);
+}
+
+/// S4: a session of the lease holds so many locks that the server has no room for another.
+async fn a_full_lock_table_does_not_save_the_lease(world: &World) {
+    let lease = world.lease("loc", world.act_as()).await;
+    let client = lease.login(&world.database).await.unwrap();
+    // A sweep that has seen the session.
+    world.warehouse.marked_users().await.unwrap();
+    let full = client
+        .batch_execute("BEGIN; SAVEPOINT s; DO $$ BEGIN FOR g IN 1..200000 LOOP PERFORM pg_advisory_lock(g); END LOOP; EXCEPTION WHEN out_of_memory THEN NULL; END $$")
+        .await;
+    full.unwrap();
+    let (user, _) = world.user("loc", 1, world.read(), Iterations::One);
+    assert!(
+        world.warehouse.create_user(user.clone()).await.is_err(),
+        "the table is not full"
+    );
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    assert_eq!(world.left_of(&lease.at).await, 0);
+    world.issue(&user).await;
 }
 
 async fn forty_two_leases_at_once_come_and_go(world: &World) {
@@ -467,28 +580,20 @@ async fn planted_operators_never_run_as_the_broker(world: &World) {
                 "CREATE SCHEMA IF NOT EXISTS {schema}; GRANT USAGE ON SCHEMA {schema} TO PUBLIC; \
                  CREATE FUNCTION {schema}.trap() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE ROLE {canary}'; RETURN true; END $$;"
             );
-            for (operator, left, right) in [
-                ("=", "oid", "regclass"),
-                ("=", "name", "text"),
-                ("<>", "oid", "oid"),
-                ("=", "oid", "oid"),
-                ("||", "text", "name"),
+            for (operator, word, returns, left, right) in [
+                ("=", "eq", "bool", "oid", "regclass"),
+                ("=", "eq", "bool", "name", "text"),
+                ("=", "eq", "bool", "oid", "oid"),
+                ("<>", "ne", "bool", "oid", "oid"),
+                ("||", "cat", "text", "text", "name"),
             ] {
-                let function = format!(
-                    "{schema}.op_{}_{left}_{right}",
-                    if operator == "=" {
-                        "eq"
-                    } else if operator == "||" {
-                        "cat"
-                    } else {
-                        "ne"
-                    }
-                );
-                let returns = if operator == "||" { "text" } else { "bool" };
-                sql += &format!(
+                let function = format!("{schema}.op_{word}_{left}_{right}");
+                write!(
+                    sql,
                     "CREATE FUNCTION {function}({left}, {right}) RETURNS {returns} LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN PERFORM {schema}.trap(); RETURN true; END $$; \
                      CREATE OPERATOR {schema}.{operator} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = {function});"
-                );
+                )
+                .unwrap();
             }
             for (name, args) in [
                 ("lo_unlink", "oid"),
@@ -496,9 +601,11 @@ async fn planted_operators_never_run_as_the_broker(world: &World) {
                 ("starts_with", "text, text"),
                 ("pg_describe_object", "oid, oid, int"),
             ] {
-                sql += &format!(
+                write!(
+                    sql,
                     "CREATE FUNCTION {schema}.{name}({args}) RETURNS bool LANGUAGE sql AS 'SELECT {schema}.trap()';"
-                );
+                )
+                .unwrap();
             }
             world.execute(database, &sql).await.unwrap();
         }
@@ -533,7 +640,7 @@ async fn planted_operators_never_run_as_the_broker(world: &World) {
 
 async fn an_extension_moves_the_native_expiry(world: &World) {
     let lease = world.lease("ext", world.read()).await;
-    let later: Timestamp = lease.user.ends_at + Duration::from_secs(600);
+    let later: Timestamp = lease.user.ends_at + Duration::from_mins(10);
     world.warehouse.extend_user(&lease.at, later).await.unwrap();
     let found = world.warehouse.marked_users().await.unwrap();
     assert_eq!(found.users[0].native_end, Some(later));

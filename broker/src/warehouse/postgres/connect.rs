@@ -229,7 +229,7 @@ impl Link {
         }
         let rows = messages.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
+            SimpleQueryMessage::RowDescription(_) | SimpleQueryMessage::CommandComplete(_) | _ => None,
         });
         Ok(rows.collect())
     }
@@ -336,16 +336,11 @@ fn tls_config(ca_pem: Option<&str>) -> Result<rustls::ClientConfig, Failure> {
 
 /// While connecting: what the driver says holds no secret, and says what an operator needs.
 fn lost(error: &tokio_postgres::Error) -> Failure {
-    match error.as_db_error() {
-        Some(db) => Failure::Lost(format!("the server refused the connection: {}", db.code().code())),
-        None => {
-            let cause = std::error::Error::source(error).map(ToString::to_string);
-            Failure::Lost(format!(
-                "{error}{}",
-                cause.map(|cause| format!(": {cause}")).unwrap_or_default()
-            ))
-        }
+    if let Some(db) = error.as_db_error() {
+        return Failure::Lost(format!("the server refused the connection: {}", db.code().code()));
     }
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    Failure::Lost(format!("{error}{}", cause.unwrap_or_default()))
 }
 
 fn refused(what: &'static str, error: &tokio_postgres::Error) -> Failure {

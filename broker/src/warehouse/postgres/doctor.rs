@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use kdbt_api::name::RoleName;
+
 use super::connect::{Connector, Failure, Limits, Link};
 use super::plan::{BROKER, DatabaseRoles};
 use super::sql::{Era, ident, literal};
@@ -81,13 +83,13 @@ impl Doctor<'_> {
             .databases
             .iter()
             .flat_map(|d| &d.owners)
-            .map(|r| r.as_str())
+            .map(RoleName::as_str)
             .collect();
         let groups: BTreeSet<&str> = needs
             .databases
             .iter()
             .flat_map(|d| &d.groups)
-            .map(|r| r.as_str())
+            .map(RoleName::as_str)
             .collect();
         for role in owners.union(&groups) {
             self.role(&link, role, owners.contains(role)).await?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kdbt_api::Timestamp;
 use tokio::time::Instant;
 
+use self::remains::{Prepared, all_pids, prepared, revoke_memberships, sessions, terminate};
 use super::clean::{self, Heir};
 use super::connect::{Connector, Failure, Limits, Link};
 use super::plan::{self, BROKER};
@@ -17,8 +18,13 @@ use crate::lease::{EngineId, UserRef};
 use crate::mark::{self, Mark};
 use crate::warehouse::{EndOutcome, MarkedUser, WarehouseError};
 
+mod remains;
+
 /// Two scans this far apart that find nothing, after NOLOGIN is committed, are enough: measured, no orphan in 50.
 const BETWEEN_SCANS: Duration = Duration::from_millis(20);
+
+/// SQLSTATE of a full lock table.
+const NO_LOCKS: &str = "53200";
 
 /// One user's end, with all it needs.
 pub(super) struct Ending<'a> {
@@ -45,7 +51,15 @@ impl Ending<'_> {
     /// The whole ladder for a lease's user.
     pub(super) async fn end(&self, user: &UserRef) -> Result<EndOutcome, WarehouseError> {
         let link = self.warehouse.end.take().await?;
-        let Some(found) = self.find(&link, user).await? else {
+        let found = match (self.find(&link, user).await, user.engine_id) {
+            // No room for one more lock: end what may fill the table, by functions that need none (S4).
+            (Err(WarehouseError::Server { code, .. }), Some(EngineId::Oid(oid))) if code == NO_LOCKS => {
+                self.make_room(&link, oid).await?;
+                self.find(&link, user).await?
+            }
+            (found, _) => found?,
+        };
+        let Some(found) = found else {
             return Ok(match user.engine_id {
                 Some(EngineId::Oid(oid)) => self.orphans(&link, oid).await?,
                 None => EndOutcome::Dropped,
@@ -133,6 +147,40 @@ impl Ending<'_> {
         Ok(found.filter(|found| found.target.comment.starts_with(&mine)))
     }
 
+    /// Ends the sessions of a role without reading a table; the broker is a member of those that the sweep has seen
+    /// with sessions.
+    async fn make_room(&self, link: &Link, oid: u32) -> Result<(), WarehouseError> {
+        for _ in 0..2 {
+            let pids = sessions(link, oid).await?;
+            terminate(link, &pids).await;
+            tokio::time::sleep(BETWEEN_SCANS * 5).await;
+        }
+        Ok(())
+    }
+
+    /// The right to end sessions, before it is needed: for users that have some and that the broker has not joined
+    /// yet. What fails is tried again by the next sweep.
+    pub(super) async fn join_busy(&self, link: &Link, users: &[MarkedUser]) {
+        for user in users.iter().filter(|user| user.sessions > 0) {
+            let EngineId::Oid(oid) = user.engine_id;
+            // The second value keeps the role in this session's cache.
+            let text = format!(
+                "SELECT pg_catalog.pg_has_role(CURRENT_USER, {oid}::pg_catalog.oid, 'USAGE'), pg_catalog.pg_get_userbyid({oid}::pg_catalog.oid)"
+            );
+            let joined = link.query("look whether the broker joined a user", &text).await;
+            if joined.is_ok_and(|rows| rows.first().and_then(|row| row.get(0)) == Some("f"))
+                && let Ok(Some(found)) = look(link, &format!("r.oid = {oid}::pg_catalog.oid")).await
+                && found
+                    .target
+                    .comment
+                    .starts_with(&mark::prefix(&self.config.installation))
+                && self.join(link, &found.target).await.is_ok()
+            {
+                let _ = link.query("look whether the broker joined a user", &text).await;
+            }
+        }
+    }
+
     /// The role is gone. Sessions and prepared transactions of its OID may not be, if somebody dropped it by hand; and
     /// without the role nobody but a superuser can end them.
     async fn orphans(&self, link: &Link, oid: u32) -> Result<EndOutcome, WarehouseError> {
@@ -183,6 +231,7 @@ impl Ending<'_> {
         let mut can_login = found.can_login;
         let mut joined = false;
         let mut empty = 0;
+        let mut seen: Vec<i32> = Vec::new();
         loop {
             let mut obstacle = None;
             if can_login {
@@ -213,8 +262,11 @@ impl Ending<'_> {
                 revoke_memberships(link, target).await?;
             }
             let mut alive = terminate(link, &pids.own).await > 0;
-            // Most of the others are not ours to end; one that is, is a login asleep after its checks.
-            alive |= terminate(link, &pids.unknown).await > 0;
+            // Most of the others are not ours to end. One that is and that stays is a login asleep after its checks;
+            // one that goes by itself may be a login of another lease.
+            let asleep: Vec<i32> = pids.unknown.iter().copied().filter(|pid| seen.contains(pid)).collect();
+            alive |= terminate(link, &asleep).await > 0;
+            seen.clone_from(&pids.unknown);
             for transaction in &transactions {
                 self.roll_back(transaction).await;
             }
@@ -256,9 +308,14 @@ impl Ending<'_> {
             role: target.name.clone(),
             from: BROKER.to_owned(),
         };
-        link.run_again("leave a user's role", &plan::guarded(target, [leave]))
-            .await?;
-        Ok(())
+        match link
+            .run_again("leave a user's role", &plan::guarded(target, [leave]))
+            .await
+        {
+            // The server warns where the broker has left already.
+            Ok(_) | Err(Failure::Warned { .. }) => Ok(()),
+            Err(failure) => Err(failure),
+        }
     }
 
     async fn drop_role(&self, link: &Link, target: &Target) -> Result<(), Failure> {
@@ -327,140 +384,4 @@ async fn look(link: &Link, condition: &str) -> Result<Option<Found>, WarehouseEr
             can_login: row.get(3) == Some("t"),
         })
     }))
-}
-
-/// What may still act for a role.
-struct Pids {
-    /// Sessions of it.
-    own: Vec<i32>,
-    /// They hold locks and stand in no row, or in one without a role: among them a login of the role's that sleeps after its
-    /// checks (`post_auth_delay`), and processes of the server's own.
-    unknown: Vec<i32>,
-}
-
-impl Pids {
-    fn is_empty(&self) -> bool {
-        self.own.is_empty() && self.unknown.is_empty()
-    }
-}
-
-async fn all_pids(link: &Link, oid: u32) -> Result<Pids, Failure> {
-    let text = "SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l WHERE l.pid IS NOT NULL AND l.pid <> pg_catalog.pg_backend_pid() \
-         AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.pid = l.pid AND a.usesysid IS NOT NULL)";
-    // Both views of one moment do not exist; a login that moves from one to the other is in the second or in the next scan.
-    let unknown = match link.query("look for logins under way", text).await {
-        Ok(rows) => numbers(&rows),
-        // A full lock table must not keep us from ending the sessions that fill it.
-        Err(Failure::Refused { .. }) => Vec::new(),
-        Err(failure) => return Err(failure),
-    };
-    let own = sessions(link, oid).await?;
-    Ok(Pids { own, unknown })
-}
-
-async fn sessions(link: &Link, oid: u32) -> Result<Vec<i32>, Failure> {
-    let text =
-        format!("SELECT a.pid FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.usesysid = {oid}::pg_catalog.oid");
-    Ok(numbers(&link.query("look for sessions", &text).await?))
-}
-
-fn numbers(rows: &[tokio_postgres::SimpleQueryRow]) -> Vec<i32> {
-    rows.iter().filter_map(|row| row.get(0)?.parse().ok()).collect()
-}
-
-/// One statement per pid, so that one that is not ours to end stops no other. How many were told to end.
-async fn terminate(link: &Link, pids: &[i32]) -> usize {
-    let mut told = 0;
-    for pid in pids {
-        let answer = link.run("end a session", &[Step::Terminate { pid: *pid }]).await;
-        if answer.is_ok_and(|rows| rows.first().and_then(|row| row.get(0)) == Some("t")) {
-            told += 1;
-        }
-    }
-    told
-}
-
-struct Prepared {
-    gid: String,
-    database: String,
-    owner: String,
-}
-
-impl Prepared {
-    fn describe(&self) -> String {
-        format!("prepared transaction {} in database {}", self.gid, self.database)
-    }
-}
-
-/// Prepared transactions of the role; those that hold a lock on the role; and those of its owner role that have
-/// written to the table of roles, as only a user that alters itself has reason to.
-async fn prepared(link: &Link, oid: u32, owner: Option<&str>) -> Result<Vec<Prepared>, Failure> {
-    let by_owner = owner.map(|owner| {
-        format!(
-            " OR (o.rolname = {} AND EXISTS (SELECT FROM pg_catalog.pg_locks b JOIN pg_catalog.pg_locks x ON x.virtualtransaction = b.virtualtransaction \
-             WHERE b.pid IS NULL AND b.relation = 'pg_catalog.pg_authid'::pg_catalog.regclass AND b.mode = 'RowExclusiveLock' \
-             AND x.transactionid = p.transaction))",
-            literal(owner)
-        )
-    });
-    let text = format!(
-        "SELECT p.gid, d.datname, COALESCE(o.rolname, '') FROM pg_catalog.pg_prepared_xact() p \
-         JOIN pg_catalog.pg_database d ON d.oid = p.dbid LEFT JOIN pg_catalog.pg_roles o ON o.oid = p.ownerid \
-         WHERE p.ownerid = {oid}::pg_catalog.oid OR EXISTS (SELECT FROM pg_catalog.pg_locks b \
-         JOIN pg_catalog.pg_locks x ON x.virtualtransaction = b.virtualtransaction \
-         WHERE b.pid IS NULL AND b.classid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND b.objid = {oid}::pg_catalog.oid \
-         AND x.transactionid = p.transaction){}",
-        by_owner.unwrap_or_default()
-    );
-    let rows = match link.query("look for prepared transactions", &text).await {
-        Ok(rows) => rows,
-        Err(Failure::Refused { code, .. }) if code == "53200" => return Ok(Vec::new()),
-        Err(failure) => return Err(failure),
-    };
-    Ok(rows
-        .iter()
-        .filter_map(|row| {
-            Some(Prepared {
-                gid: row.get(0)?.to_owned(),
-                database: row.get(1)?.to_owned(),
-                owner: row.get(2)?.to_owned(),
-            })
-        })
-        .collect())
-}
-
-/// Every membership that the catalog shows now, one by one: somebody else may have granted some, and a REVOKE of ours
-/// leaves theirs. What remains goes with the role.
-async fn revoke_memberships(link: &Link, target: &Target) -> Result<(), Failure> {
-    let text = format!(
-        "SELECT DISTINCT r.rolname, m.rolname, g.rolname FROM pg_catalog.pg_auth_members a \
-         JOIN pg_catalog.pg_roles r ON r.oid = a.roleid JOIN pg_catalog.pg_roles m ON m.oid = a.member \
-         LEFT JOIN pg_catalog.pg_roles g ON g.oid = a.grantor \
-         WHERE a.member = {oid}::pg_catalog.oid OR a.grantor = {oid}::pg_catalog.oid",
-        oid = target.oid
-    );
-    let rows = match link.query("look for memberships", &text).await {
-        Ok(rows) => rows,
-        Err(failure @ Failure::Lost(_)) => return Err(failure),
-        Err(_) => return Ok(()),
-    };
-    for row in rows {
-        let (Some(role), Some(from)) = (row.get(0), row.get(1)) else {
-            continue;
-        };
-        let (role, from) = (role.to_owned(), from.to_owned());
-        let revoke = match (link.era, row.get(2)) {
-            (Era::From16, Some(grantor)) => Step::RevokeGrantedBy {
-                role,
-                from,
-                grantor: grantor.to_owned(),
-            },
-            (Era::Before16 | Era::From16, _) => Step::Revoke { role, from },
-        };
-        if let Err(failure @ Failure::Lost(_)) = link.run("revoke a membership", &plan::guarded(target, [revoke])).await
-        {
-            return Err(failure);
-        }
-    }
-    Ok(())
 }

@@ -18,7 +18,7 @@ pub(super) struct Pool {
 }
 
 struct Idle {
-    links: Vec<Link>,
+    links: Vec<Arc<Link>>,
     /// Before this no connection is tried.
     not_before: Instant,
     failures: u32,
@@ -26,7 +26,7 @@ struct Idle {
 
 /// A connection that goes back when it is dropped, if it is still good.
 pub(super) struct Taken {
-    link: Option<Link>,
+    link: Arc<Link>,
     idle: Arc<Mutex<Idle>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -52,15 +52,15 @@ impl Pool {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| gone())?;
         let link = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.links.retain(Link::is_usable);
+            idle.links.retain(|link| link.is_usable());
             idle.links.pop()
         };
         let link = match link {
             Some(link) => link,
-            None => self.open().await?,
+            None => Arc::new(self.open().await?),
         };
         Ok(Taken {
-            link: Some(link),
+            link,
             idle: Arc::clone(&self.idle),
             _permit: permit,
         })
@@ -90,12 +90,11 @@ impl Pool {
         };
         let result = self.connector.open(&config.database, limits).await;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        match result {
-            Ok(_) => idle.failures = 0,
-            Err(_) => {
-                idle.failures = (idle.failures + 1).min(6);
-                idle.not_before = Instant::now() + Duration::from_millis(100) * 2_u32.pow(idle.failures);
-            }
+        if result.is_ok() {
+            idle.failures = 0;
+        } else {
+            idle.failures = (idle.failures + 1).min(6);
+            idle.not_before = Instant::now() + Duration::from_millis(100) * 2_u32.pow(idle.failures);
         }
         result
     }
@@ -104,17 +103,16 @@ impl Pool {
 impl Deref for Taken {
     type Target = Link;
 
-    #[expect(clippy::expect_used, reason = "the link is there until drop takes it")]
     fn deref(&self) -> &Link {
-        self.link.as_ref().expect("taken until dropped")
+        &self.link
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(link) = self.link.take().filter(Link::is_usable) {
+        if self.link.is_usable() {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.links.push(link);
+            idle.links.push(Arc::clone(&self.link));
         }
     }
 }
