@@ -3,8 +3,10 @@
 //! No secret stands in it, only references to files and variables; and because somebody will write one there all
 //! the same, no line of the file is ever quoted in an error.
 
+mod issuers;
 mod parts;
 mod secret;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -213,7 +215,7 @@ impl Config {
         let bytes = yaml::read_file(path)?;
         let source = yaml::source_of(&path.display().to_string(), bytes, false)?;
         let mut found = Diagnostics::none();
-        let facts = yaml::parse(&source, &mut found).and_then(|root| parts::issuer_facts(&root, &mut found));
+        let facts = yaml::parse(&source, &mut found).and_then(|root| issuers::issuer_facts(&root, &mut found));
         match facts {
             Some(facts) if !found.has_errors() => Ok(facts),
             Some(_) | None => Err(found.sorted()),

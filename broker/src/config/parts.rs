@@ -1,22 +1,19 @@
 //! The parts of the configuration, each read and checked on its own so that all mistakes show at once.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kdbt_api::Ttl;
 use kdbt_api::credential::Iterations;
-use kdbt_api::name::ServerName;
 use url::Url;
 
+use super::issuers::issuers;
 use super::secret::secret;
-use super::{Admin, Config, Connect, Issuer, Limits, Listen, Protection, Public, Server};
-use crate::diagnostics::{Diagnostic, Diagnostics, suggestion};
-use crate::identity::{Algorithm, IssuerConfig, Provides};
-use crate::policy::IssuerFacts;
+use super::servers::servers;
+use super::{Admin, Config, Limits, Listen, Protection};
+use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::yaml::{Fields, Node, Spanned, text_of};
 
 /// The whole file.
@@ -67,7 +64,7 @@ pub(super) fn config(root: &Node, path: &Path, found: &mut Diagnostics) -> Optio
 }
 
 /// A node that must be there.
-fn present<'a>(fields: &mut Fields<'a>, name: &'static str, found: &mut Diagnostics) -> Option<&'a Node> {
+pub(super) fn present<'a>(fields: &mut Fields<'a>, name: &'static str, found: &mut Diagnostics) -> Option<&'a Node> {
     let node = fields.node(name);
     if node.is_none() {
         fields.missing(name, found);
@@ -146,7 +143,7 @@ fn parse_or<T: FromStr>(node: &Node, message: &str, found: &mut Diagnostics) -> 
 }
 
 /// An https address; http is for loopback hosts. Never one with a user or password in it.
-fn web_address(node: &Node, found: &mut Diagnostics) -> Option<Url> {
+pub(super) fn web_address(node: &Node, found: &mut Diagnostics) -> Option<Url> {
     let url: Url = parse_or(
         node,
         "expected an absolute URL, such as `https://kdbt.acme.example`",
@@ -172,147 +169,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-fn issuers(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Vec<Issuer>> {
-    let items = node.items(found)?;
-    if items.is_empty() {
-        let error = Diagnostic::error("there must be an issuer, else nobody can log in").at(&node.span);
-        found.push(error);
-    }
-    let mut issuers: Vec<Issuer> = Vec::new();
-    for item in items {
-        let Some(issuer) = issuer(item, folder, found) else {
-            continue;
-        };
-        if issuers.iter().any(|other| other.tokens.issuer == issuer.tokens.issuer) {
-            let error = Diagnostic::error("this issuer is configured twice").at(&item.span);
-            found.push(error.help("give one entry the clients of both"));
-        }
-        issuers.push(issuer);
-    }
-    Some(issuers)
-}
-
-/// Names and claim kinds of the issuers, and nothing else of the file.
-pub(super) fn issuer_facts(root: &Node, found: &mut Diagnostics) -> Option<Vec<IssuerFacts>> {
-    let mut fields = root.fields("the configuration", found)?;
-    let node = present(&mut fields, "issuers", found)?;
-    let mut issuers = Vec::new();
-    for item in node.items(found)? {
-        let mut fields = item.fields("an issuer", found)?;
-        let issuer = fields.required::<String>("issuer", found);
-        let provides = fields.node("provides").map(|node| provides(node, found));
-        issuers.push(IssuerFacts {
-            issuer: issuer?.into(),
-            provides: Arc::new(provides.unwrap_or_default()),
-        });
-    }
-    Some(issuers)
-}
-
-fn issuer(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Issuer> {
-    let mut fields = node.fields("an issuer", found)?;
-    // The issuer is compared byte for byte with `iss`, so it is kept as written, not as a URL prints itself.
-    let id = present(&mut fields, "issuer", found).and_then(|node| {
-        web_address(node, found)?;
-        text_of(node, found).map(str::to_owned)
-    });
-    let defaults = IssuerConfig::new(id.clone().unwrap_or_default());
-    let audiences = present(&mut fields, "audiences", found).and_then(|node| names(node, true, found));
-    let parties = fields
-        .node("authorized_parties")
-        .and_then(|node| names(node, false, found));
-    let services = fields
-        .node("service_clients")
-        .and_then(|node| names(node, false, found));
-    let (parties, services) = (parties.unwrap_or_default(), services.unwrap_or_default());
-    if parties.is_empty() && services.is_empty() {
-        let error = Diagnostic::error("an issuer needs `authorized_parties` or `service_clients`").at(&node.span);
-        found.push(error.help("name the clients whose tokens are taken"));
-    }
-    let provides = fields
-        .node("provides")
-        .map(|node| provides(node, found))
-        .unwrap_or_default();
-    let jwks_uri = fields.node("jwks_uri").and_then(|node| web_address(node, found));
-    let discovery_url = fields.node("discovery_url").and_then(|node| web_address(node, found));
-    let ca_pem = fields
-        .node("ca_file")
-        .and_then(|node| certificates(node, folder, found));
-    let algorithms = fields.node("algorithms").and_then(|node| algorithms(node, found));
-    let max_token_age = fields.optional::<Ttl>("max_token_age", found).map(Ttl::as_duration);
-    let max_token_lifetime = fields
-        .optional::<Ttl>("max_token_lifetime", found)
-        .map(Ttl::as_duration);
-    let required = fields.optional("required", found);
-    let require_at_jwt = fields.optional("require_at_jwt", found);
-    let required_scope = fields.optional("required_scope", found);
-    let client_id: Option<String> = fields.optional("client_id", found);
-    let scopes = fields.optional("scopes", found);
-    fields.finish(found);
-    if let Some(client) = client_id.as_ref().filter(|client| !parties.contains(client)) {
-        let error = Diagnostic::error(format!("tokens of the client `{client}` would be refused")).at(&node.span);
-        found.push(error.help("`client_id` must be one of `authorized_parties`"));
-    }
-    Some(Issuer {
-        client_id: client_id.or_else(|| parties.first().cloned()).unwrap_or_default(),
-        scopes: scopes.unwrap_or_else(|| vec!["openid".to_owned()]),
-        tokens: IssuerConfig {
-            issuer: id?,
-            audiences: audiences?,
-            authorized_parties: parties,
-            service_clients: services,
-            provides,
-            jwks_uri,
-            discovery_url,
-            ca_pem,
-            required: required.unwrap_or(defaults.required),
-            algorithms: algorithms.unwrap_or(defaults.algorithms),
-            max_token_age: max_token_age.unwrap_or(defaults.max_token_age),
-            max_token_lifetime: max_token_lifetime.unwrap_or(defaults.max_token_lifetime),
-            require_at_jwt: require_at_jwt.unwrap_or(defaults.require_at_jwt),
-            required_scope,
-        },
-    })
-}
-
-/// A list of names, none empty, none twice.
-fn names(node: &Node, at_least_one: bool, found: &mut Diagnostics) -> Option<Vec<String>> {
-    let mut names: Vec<String> = Vec::new();
-    let items = node.items(found)?;
-    if items.is_empty() && at_least_one {
-        found.push(Diagnostic::error("the list is empty").at(&node.span));
-    }
-    for item in items {
-        let Some(name) = text_of(item, found) else { continue };
-        if name.is_empty() || names.iter().any(|other| other == name) {
-            found.push(Diagnostic::error("a name is empty or stands twice").at(&item.span));
-        }
-        names.push(name.to_owned());
-    }
-    Some(names)
-}
-
-fn provides(node: &Node, found: &mut Diagnostics) -> Provides {
-    let mut kinds: Vec<&str> = Vec::new();
-    for item in node.items(found).unwrap_or_default() {
-        let Some(kind) = text_of(item, found) else { continue };
-        match Provides::from_kinds([kind]) {
-            Ok(_) => kinds.push(kind),
-            Err(error) => found.push(Diagnostic::error(error.to_string()).at(&item.span)),
-        }
-    }
-    Provides::from_kinds(kinds).unwrap_or_default()
-}
-
-fn algorithms(node: &Node, found: &mut Diagnostics) -> Option<Vec<Algorithm>> {
-    let items = node.items(found)?;
-    if items.is_empty() {
-        found.push(Diagnostic::error("the list is empty").at(&node.span));
-    }
-    Some(items.iter().filter_map(|item| item.parsed(found)).collect())
-}
-
-fn certificates(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<String> {
+pub(super) fn certificates(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<String> {
     let path = folder.join(text_of(node, found)?);
     match std::fs::read_to_string(&path) {
         Ok(pem) if pem.contains("-----BEGIN CERTIFICATE-----") => return Some(pem),
@@ -372,122 +229,6 @@ fn audit_key(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<secr
     let key = fields.node("key").and_then(|node| secret(node, folder, found));
     fields.finish(found);
     key
-}
-
-fn servers(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<BTreeMap<ServerName, Server>> {
-    let mut servers = BTreeMap::new();
-    for (key, node) in node.entries(found)? {
-        let name = match key.text.parse::<ServerName>() {
-            Ok(name) => Some(name),
-            Err(error) => {
-                found.push(Diagnostic::error(error.to_string()).at(&key.span));
-                None
-            }
-        };
-        if let (Some(server), Some(name)) = (server(node, folder, found), name) {
-            servers.insert(name, server);
-        }
-    }
-    if servers.is_empty() && !found.has_errors() {
-        found.push(Diagnostic::error("there must be a server").at(&node.span));
-    }
-    Some(servers)
-}
-
-fn server(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Server> {
-    let mut fields = node.fields("a server", found)?;
-    let engine = fields.required::<Spanned<String>>("engine", found);
-    if let Some(engine) = engine.filter(|engine| engine.value != "postgres") {
-        let error = if engine.value == "snowflake" {
-            Diagnostic::error("`snowflake` is not supported yet")
-        } else {
-            Diagnostic::error("unknown engine").help(suggestion(&engine.value, ["postgres"]))
-        };
-        found.push(error.at(&engine.span));
-    }
-    let connect = present(&mut fields, "connect", found).and_then(|node| connect(node, folder, found));
-    let public = fields.node("public").map(|node| public(node, folder, found));
-    let insecure_transport = fields.optional("insecure_transport", found);
-    let accept_createrole = fields.optional("accept_createrole", found);
-    fields.finish(found);
-    let connect = connect?;
-    let public = match public {
-        Some(public) => public?,
-        None => Public {
-            host: connect.host.clone(),
-            port: connect.port,
-            ca_pem: connect.ca_pem.clone(),
-        },
-    };
-    Some(Server {
-        connect,
-        public,
-        insecure_transport: insecure_transport.unwrap_or(false),
-        accept_createrole: accept_createrole.unwrap_or(false),
-    })
-}
-
-fn connect(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Connect> {
-    let mut fields = node.fields("`connect`", found)?;
-    let host = present(&mut fields, "host", found).and_then(|node| host(node, found));
-    let port = fields.node("port").map(|node| port(node, found));
-    let user = fields.required::<String>("user", found);
-    let password = fields.node("password").map(|node| secret(node, folder, found));
-    let database = fields.optional("database", found);
-    let ca_pem = fields
-        .node("ca_file")
-        .and_then(|node| certificates(node, folder, found));
-    fields.finish(found);
-    Some(Connect {
-        host: host?,
-        port: port.unwrap_or(Some(5432))?,
-        user: user?,
-        password: match password {
-            Some(read) => Some(read?),
-            None => None,
-        },
-        database: match database {
-            Some(database) => database,
-            None => "postgres".parse().ok()?,
-        },
-        ca_pem,
-    })
-}
-
-fn public(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Public> {
-    let mut fields = node.fields("`public`", found)?;
-    let host = present(&mut fields, "host", found).and_then(|node| host(node, found));
-    let port = fields.node("port").map(|node| port(node, found));
-    let ca_pem = fields
-        .node("ca_file")
-        .and_then(|node| certificates(node, folder, found));
-    fields.finish(found);
-    Some(Public {
-        host: host?,
-        port: port.unwrap_or(Some(5432))?,
-        ca_pem,
-    })
-}
-
-/// A host name or address: it goes into connection strings and profiles, so its alphabet is small.
-fn host(node: &Node, found: &mut Diagnostics) -> Option<String> {
-    let text = text_of(node, found)?;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
-    if text.is_empty() || text.len() > 253 || !text.bytes().all(plain) {
-        found.push(Diagnostic::error("expected a host name or an IP address").at(&node.span));
-        return None;
-    }
-    Some(text.to_owned())
-}
-
-fn port(node: &Node, found: &mut Diagnostics) -> Option<u16> {
-    use crate::yaml::Read as _;
-    let port = u16::read(node, found)?;
-    if port == 0 {
-        found.push(Diagnostic::error("a port is a number from 1 to 65535").at(&node.span));
-        return None;
-    }
-    Some(port)
 }
 
 fn limits(node: &Node, found: &mut Diagnostics) -> Option<Limits> {
