@@ -1,6 +1,5 @@
 //! The real `kdbt-broker`: its configuration in a folder of its own, its log in a file, its process to signal, kill and restart.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rand::RngExt;
 use rustix::process::Signal;
-use tempfile::TempDir;
 
 use crate::binaries;
 use crate::postgres::{PgVersion, Postgres};
@@ -24,7 +22,7 @@ pub const LOGIN: &str = "kdbt__login_1";
 /// What a broker is started with.
 #[derive(Debug, Clone)]
 pub struct BrokerOptions {
-    /// The folder of the policies.
+    /// The folder of the policies, which are copied.
     pub policies: PathBuf,
     /// Its installation.
     pub installation: String,
@@ -49,9 +47,9 @@ impl BrokerOptions {
 /// A broker of our own. Dropping it kills it and removes its folder.
 #[derive(Debug)]
 pub struct Broker {
-    // Stands before the folder: the process goes first.
+    /// None while it does not run.
     process: Option<Watchdog>,
-    folder: TempDir,
+    folder: PathBuf,
     port: u16,
     management_port: u16,
     log: String,
@@ -63,6 +61,7 @@ impl Broker {
     /// Writes its configuration, and starts nothing: the server may still need the bootstrap that is made from it.
     pub fn prepare(options: &BrokerOptions, postgres: &Postgres, issuer: &str) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kdbt-broker-").tempdir()?;
+        copy(&options.policies, &folder.path().join("policies"))?;
         let password = random_password();
         let (port, management_port) = free_ports()?;
         let secret = folder.path().join("dwh.password");
@@ -75,7 +74,8 @@ impl Broker {
             .build()?;
         Ok(Self {
             process: None,
-            folder,
+            // From here on the watchdog removes it, or else our own end.
+            folder: folder.keep(),
             port,
             management_port,
             log: options.log.clone(),
@@ -95,13 +95,10 @@ impl Broker {
         let mut command = self.command(&["serve"])?;
         command.env("RUST_LOG", &self.log);
         let log = self.log_file();
-        let nothing = self.folder.path().join("watchdog");
-        fs::create_dir_all(&nothing)?;
         let watched = Watched {
             stop_signal: "TERM",
             log: &log,
-            // The folder outlives restarts; only this empty one goes with the process.
-            folder: &nothing,
+            folder: &self.folder,
         };
         self.process = Some(Watchdog::start(&command, &watched)?);
         Ok(())
@@ -164,23 +161,28 @@ impl Broker {
             .args(arguments)
             .arg("--config")
             .arg(self.config_file())
-            .current_dir(self.folder.path());
+            .current_dir(&self.folder);
         Ok(command)
     }
 
     /// Its configuration.
     pub fn config_file(&self) -> PathBuf {
-        self.folder.path().join("broker.yaml")
+        self.folder.join("broker.yaml")
+    }
+
+    /// The folder of its policies: its own copy, to be edited.
+    pub fn policies(&self) -> PathBuf {
+        self.folder.join("policies")
     }
 
     /// Its store's file.
     pub fn store_file(&self) -> PathBuf {
-        self.folder.path().join("kdbt.db")
+        self.folder.join("kdbt.db")
     }
 
     /// Where its log goes, through all restarts.
     pub fn log_file(&self) -> PathBuf {
-        self.folder.path().join("broker.log")
+        self.folder.join("broker.log")
     }
 
     /// All that it has logged so far. What a secret must never stand in.
@@ -238,6 +240,15 @@ impl Broker {
     }
 }
 
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // A running broker's folder goes with its watchdog.
+        if self.process.is_none() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
 /// Where the tests of this crate keep their policies.
 pub fn test_policies() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/policies"))
@@ -266,7 +277,7 @@ issuers:
     audiences: [kdbt-broker]
     authorized_parties: [kdbt-cli]
     service_clients: [kdbt-ci]
-    provides: [realm_roles, client_roles, groups]
+    provides: [realm_roles, client_roles, groups, claims.azp]
 admins: ["client:kdbt-broker:admin"]
 store: {{ sqlite: kdbt.db }}
 servers:
@@ -281,9 +292,13 @@ servers:
     if postgres.version() == PgVersion::Pg15 {
         text.push_str("    accept_createrole: true\n");
     }
-    let _ = writeln!(text, "policies: {}", options.policies.display());
+    text.push_str("policies: policies\n");
     text.push_str(&options.more);
     text
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    crate::provision::run(Command::new("cp").arg("-r").arg(from).arg(to)).map(drop)
 }
 
 fn private(file: &Path, text: &str) -> Result<()> {

@@ -167,7 +167,8 @@ impl Stack {
 
     /// The lease users that exist, by their marks.
     pub async fn lease_users(&self) -> Result<Vec<String>> {
-        let sql = "SELECT rolname FROM pg_roles WHERE shobj_description(oid, 'pg_authid') LIKE 'kdbt/1 %' ORDER BY 1";
+        let sql =
+            "SELECT rolname FROM pg_roles WHERE shobj_description(oid, 'pg_authid') LIKE 'kdbt/1 % lse%' ORDER BY 1";
         Ok(self.rows(sql).await?.into_iter().flatten().collect())
     }
 

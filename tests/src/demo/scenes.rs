@@ -90,7 +90,7 @@ impl Story<'_> {
         ensure!(who.stdout.contains("ada"), "whoami says: {}", who.stdout);
         let listed = ada.machine.run(&["targets", "--json"]).await?.expect(0)?;
         let list: Value = serde_json::from_str(&listed.stdout).context("targets --json")?;
-        let targets = list["targets"].as_array().context("no list of targets")?;
+        let targets = list.as_array().context("no list of targets")?;
         let names: Vec<&str> = targets.iter().filter_map(|one| one["target"].as_str()).collect();
         ensure!(
             names.contains(&"team") && names.contains(&"dev"),
@@ -334,7 +334,7 @@ impl Story<'_> {
     async fn shortest_ttl(&self, ada: &Builder) -> Result<String> {
         let listed = ada.machine.run(&["targets", "--json"]).await?.expect(0)?;
         let list: Value = serde_json::from_str(&listed.stdout)?;
-        let targets = list["targets"].as_array().context("no list of targets")?;
+        let targets = list.as_array().context("no list of targets")?;
         let dev = targets
             .iter()
             .find(|one| one["target"] == "dev")
