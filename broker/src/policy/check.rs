@@ -130,6 +130,12 @@ impl PolicySet {
                 "add `{kind}` to `provides` of the issuer, if its tokens always hold all of it"
             )));
         }
+        let positive = (!rule.deny).then_some(&rule.when);
+        for kind in positive.into_iter().flat_map(unprovided_by(&self.issuers)) {
+            let warning = Diagnostic::warning(format!("no issuer provides `{kind}`, so this rule can never match"));
+            let help = format!("add `{kind}` to `provides` of the issuer, if its tokens always hold all of it");
+            found.push(warning.code("K004").at(&rule.span).help(help));
+        }
     }
 
     fn check_allow(&self, rule: &Rule, found: &mut Diagnostics) {

@@ -295,6 +295,14 @@ fn a_negative_condition_on_a_kind_that_nobody_provides_is_refused() {
     let found = read(BASE, &[issuer]).unwrap_err();
     let errors: Vec<&Diagnostic> = found.iter().filter(|found| found.level == Level::Error).collect();
     assert_eq!(errors.len(), 2, "the deny rule and the `unless`: {found}");
+    let never = found
+        .iter()
+        .filter(|found| found.message.contains("this rule can never match"));
+    assert_eq!(
+        never.count(),
+        3,
+        "the two claims of `build`, the groups of `edit`: {found}"
+    );
     insta::assert_snapshot!(errors[0], @r#"
     error: no issuer provides `groups`, so this would exclude nobody
       --> p.yaml:17:11
