@@ -60,6 +60,8 @@ pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassRepo
         let event = match outcome {
             Ok(EndOutcome::Dropped) => {
                 report.ended += 1;
+                let reason = lease.end_reason.map(EndReason::as_str);
+                tracing::info!(lease = %lease.id, user = %lease.username, reason, "lease ended");
                 LeaseEvent::Dropped { at: server.now() }
             }
             Ok(EndOutcome::Blocked(objects)) => {

@@ -239,7 +239,17 @@ async fn activate(
 ) -> Result<Lease, UseCaseError> {
     let created = Change::new(lease, LeaseEvent::Created { engine_id }, Actor::Broker, server.now());
     match broker.store.record(created).await {
-        Ok(lease) if lease.state == LeaseState::Active => Ok(lease),
+        Ok(lease) if lease.state == LeaseState::Active => {
+            server.ring_before(lease.ends_at);
+            tracing::info!(
+                lease = %lease.id,
+                user = %lease.username,
+                server = %lease.server,
+                ends_at = %lease.ends_at,
+                "lease issued"
+            );
+            Ok(lease)
+        }
         Ok(_ending) => {
             server.ring();
             Err(stopped())

@@ -33,13 +33,13 @@ impl Reaper {
     pub async fn run(self, stop: CancellationToken) {
         let mut next_sweep = tokio::time::Instant::now();
         while !stop.is_cancelled() {
+            self.server.awake();
             if next_sweep <= tokio::time::Instant::now() {
                 next_sweep = tokio::time::Instant::now() + self.sweep().await;
             }
-            let pause = self
-                .pass()
-                .await
-                .min(next_sweep.saturating_duration_since(tokio::time::Instant::now()));
+            let until_sweep = next_sweep.saturating_duration_since(tokio::time::Instant::now());
+            let pause = self.pass().await.min(until_sweep);
+            self.server.asleep_until(self.server.now() + pause);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = self.server.rung() => {}

@@ -73,6 +73,6 @@ pub(crate) async fn renew(
         .store
         .record(Change::new(&lease, LeaseEvent::Extended { ends_at }, by, now))
         .await?;
-    server.ring();
+    tracing::info!(lease = %lease.id, user = %lease.username, ends_at = %lease.ends_at, "lease renewed");
     Ok(view::lease(&lease))
 }

@@ -1,5 +1,6 @@
 //! One server as the use cases see it: its warehouse, its clock, and whether issuing there is safe.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct Server {
     clock: SharedClock,
     seen: Mutex<Seen>,
     bell: Notify,
+    /// When the reaper will look again by itself, in epoch milliseconds; the far future while it is at work.
+    wakes_at: AtomicI64,
     passes: watch::Sender<u64>,
 }
 
@@ -98,6 +101,7 @@ impl Server {
             clock,
             seen: Mutex::default(),
             bell: Notify::new(),
+            wakes_at: AtomicI64::new(i64::MAX),
             passes,
         }
     }
@@ -156,6 +160,23 @@ impl Server {
     /// Wakes the reaper: something is due.
     pub fn ring(&self) {
         self.bell.notify_one();
+    }
+
+    /// Something will be due then: wakes the reaper if it would sleep past it.
+    pub fn ring_before(&self, due: Timestamp) {
+        if due.as_unix_millis() < self.wakes_at.load(Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// The reaper is at work: what it reads from now on may be out of date when it goes to sleep, so everybody rings.
+    pub fn awake(&self) {
+        self.wakes_at.store(i64::MAX, Ordering::SeqCst);
+    }
+
+    /// The reaper goes to sleep until this time of the server's.
+    pub fn asleep_until(&self, at: Timestamp) {
+        self.wakes_at.store(at.as_unix_millis(), Ordering::SeqCst);
     }
 
     /// Until the reaper is wanted.
@@ -234,5 +255,20 @@ mod tests {
             dangerous: 1,
         });
         assert_eq!(server.may_issue(), Err(Stop::Overdue(1)));
+    }
+
+    #[tokio::test]
+    async fn whoever_adds_what_is_due_before_the_reaper_wakes_wakes_it() {
+        let clock = ManualClock::at(Timestamp::from_unix(1_000_000));
+        let server = server(&clock);
+        let rung = |wait: u64| tokio::time::timeout(Duration::from_millis(wait), server.rung());
+        server.asleep_until(clock.now() + Duration::from_secs(10));
+        server.ring_before(clock.now() + Duration::from_secs(11));
+        assert!(rung(1).await.is_err(), "it wakes early enough by itself");
+        server.ring_before(clock.now() + Duration::from_secs(3));
+        assert!(rung(1000).await.is_ok());
+        server.awake();
+        server.ring_before(clock.now() + Duration::from_hours(1));
+        assert!(rung(1000).await.is_ok(), "what it has read may be out of date");
     }
 }
