@@ -7,7 +7,7 @@ mod shell;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use crate::binaries::Binaries;
@@ -65,7 +65,8 @@ pub async fn run(options: &Options) -> Result<()> {
         told = story => told,
         _ = interrupted => {
             screen.say("\nstopping");
-            if options.once { bail!("interrupted") } else { Ok(()) }
+            ensure!(!options.once, "interrupted");
+            Ok(())
         }
     }
 }

@@ -93,7 +93,9 @@ impl Stack {
 
     /// What `kdbt-broker doctor --bootstrap` prints.
     pub async fn bootstrap_sql(&self) -> Result<String> {
-        let printed = Finished::of(self.broker.command(&["doctor", "--bootstrap"])?).await?;
+        let major = self.postgres.version().major().to_string();
+        let command = self.broker.command(&["doctor", "--bootstrap", "--postgres", &major])?;
+        let printed = Finished::of(command).await?;
         Ok(printed.expect(0).context("kdbt-broker doctor --bootstrap")?.stdout)
     }
 

@@ -6,6 +6,8 @@ mod compose;
 mod issuer;
 #[path = "all/keycloak.rs"]
 mod keycloak;
+#[path = "all/main_job.rs"]
+mod main_job;
 #[path = "all/stack.rs"]
 mod stack;
 #[path = "all/store.rs"]

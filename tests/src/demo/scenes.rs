@@ -305,7 +305,7 @@ impl Story<'_> {
         session.simple_query("SELECT 1").await?;
         self.screen
             .seen(&format!("{user} has an open session; its lease ends in {ttl}"));
-        let give_up = Instant::now() + Duration::from_secs(120);
+        let give_up = Instant::now() + Duration::from_mins(2);
         let exists = format!("SELECT 1 FROM pg_roles WHERE rolname = '{user}'");
         while !self.stack.rows(&exists).await?.is_empty() {
             ensure!(Instant::now() < give_up, "{user} is still there");

@@ -17,11 +17,13 @@ pub(super) fn invite(stack: &Stack, people: &People, screen: &Screen) -> Result<
     let mut sources = Vec::new();
     for (name, machine) in [("ada", &people.ada.machine), ("grace", &people.grace)] {
         let file = machine.home().join("shell");
-        let exports: String = machine
+        let export = |(name, value): &(String, String)| format!("export {name}='{}'\n", value.replace('\'', r"'\''"));
+        let exports = machine
             .environment()
             .iter()
-            .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', r"'\''")))
-            .collect();
+            .map(export)
+            .collect::<Vec<String>>()
+            .concat();
         fs::write(&file, exports)?;
         sources.push(format!(". {}   # be {name}", file.display()));
     }

@@ -1,0 +1,118 @@
+//! What callers are told.
+
+use kdbt_e2e::postgres::PgVersion;
+use serde_json::json;
+
+use super::{Caller, Lease, shared};
+
+#[tokio::test]
+async fn another_persons_lease_is_answered_as_one_that_does_not_exist() {
+    let stack = shared(PgVersion::Pg18).await;
+    let (ada, ben) = (Caller::person(stack, "ada"), Caller::person(stack, "ben"));
+    let lease = Lease::take(&ada, "team", "10m").await;
+    let made_up = "lse_00000000000070008000000000000000";
+    let told = |answer: &super::Answer| {
+        let mut problem = answer.json();
+        // The request's own number differs in any two answers.
+        problem.as_object_mut().unwrap().remove("request_id");
+        problem
+    };
+    for (id, other) in [(lease.id.as_str(), made_up)] {
+        let (one, two) = (
+            ben.get(&format!("/v1/leases/{id}")).await.expect(404),
+            ben.get(&format!("/v1/leases/{other}")).await.expect(404),
+        );
+        assert_eq!(told(&one), told(&two));
+        ben.revoke(id).await.expect(404);
+        ben.post(&format!("/v1/leases/{id}/renew"), &json!({}))
+            .await
+            .expect(404);
+        ben.post(&format!("/v1/leases/{id}/cancel"), &json!({}))
+            .await
+            .expect(404);
+    }
+    let listed = ben.get("/v1/leases").await.expect(200);
+    assert!(!listed.text.contains(&lease.id), "{}", listed.text);
+    let seen_by_admin = Caller::person(stack, "adm")
+        .get(&format!("/v1/leases/{}", lease.id))
+        .await;
+    seen_by_admin.expect(200);
+    ada.revoke(&lease.id).await.expect(200);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_stands_for_one_lease_and_never_for_a_second_secret() {
+    let stack = shared(PgVersion::Pg18).await;
+    let ada = Caller::person(stack, "ada");
+    let key = format!("key-{}", kdbt_e2e::postgres::unique());
+    let verifier = "SCRAM-SHA-256$4096:MDEyMzQ1Njc4OWFiY2RlZg==$\
+                    AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBA=";
+    let order = json!({ "target": "team", "verifier": verifier });
+    let send = async |key: &str, body| ada.send(ada.order(body).header("Idempotency-Key", key)).await.unwrap();
+    let first = send(&key, &order).await.expect(201).json();
+    let again = send(&key, &order).await.expect(200).json();
+    assert_eq!(first["lease"]["id"], again["lease"]["id"]);
+    let other = json!({ "target": "team", "verifier": verifier, "ttl": "9m" });
+    send(&key, &other).await.expect(422);
+
+    let made = format!("{key}-made");
+    let order = json!({ "target": "team" });
+    let delivered = send(&made, &order).await.expect(201).json();
+    let refused = send(&made, &order).await.expect(409).json();
+    assert_eq!(refused["code"], "secret-already-delivered");
+    for lease in [&first, &delivered] {
+        ada.revoke(lease["lease"]["id"].as_str().unwrap()).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_ttl_out_of_range_is_refused_with_the_range() {
+    let stack = shared(PgVersion::Pg18).await;
+    let ada = Caller::person(stack, "ada");
+    let refused = ada
+        .lease(&json!({ "target": "team", "ttl": "2h" }))
+        .await
+        .expect(422)
+        .json();
+    assert_eq!(refused["code"], "ttl-out-of-range", "{refused}");
+    let told = refused.to_string();
+    assert!(told.contains("1s") && told.contains("1h"), "{told}");
+}
+
+#[tokio::test]
+async fn an_unknown_target_and_a_forbidden_one_are_refused_in_the_same_words() {
+    let stack = shared(PgVersion::Pg18).await;
+    let grace = Caller::person(stack, "grace");
+    let (unknown, forbidden) = (
+        grace.lease(&json!({ "target": "moon" })).await.expect(403),
+        grace.lease(&json!({ "target": "team" })).await.expect(403),
+    );
+    let without = |answer: &super::Answer, name: &str| {
+        let mut json = answer.json();
+        // The request's own number differs in any two answers.
+        json.as_object_mut().unwrap().remove("request_id");
+        json.to_string().replace(name, "TARGET")
+    };
+    assert_eq!(without(&unknown, "moon"), without(&forbidden, "team"));
+}
+
+#[tokio::test]
+async fn no_token_a_foreign_token_and_a_lightweight_one_open_nothing() {
+    let stack = shared(PgVersion::Pg18).await;
+    let issuer = stack.identity.played();
+    let other = kdbt_e2e::identity::IdentityProvider::play().unwrap();
+    let tokens = [
+        String::new(),
+        "not-a-token".to_owned(),
+        other.played().token_for("ada"),
+        issuer.tokens_of("ada", "kdbt-light").access,
+        issuer.forge("ada").claim("exp", 1).token(),
+    ];
+    for token in tokens {
+        let answer = Caller::new(stack, token)
+            .lease(&json!({ "target": "team" }))
+            .await
+            .expect(401);
+        assert!(answer.headers.contains_key("www-authenticate"), "{answer:?}");
+    }
+}
