@@ -1,5 +1,7 @@
 //! Every end-to-end test, in one binary.
 
+#[path = "all/architecture.rs"]
+mod architecture;
 #[path = "all/compose.rs"]
 mod compose;
 #[path = "all/issuer.rs"]
