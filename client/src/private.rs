@@ -35,7 +35,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Outcome<()> {
     })
 }
 
-/// Writes a value as JSON like [`write`].
+/// Writes a value as JSON like [`write()`].
 pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Outcome<()> {
     let bytes = serde_json::to_vec(value)
         .map_err(|error| Failure::new(Code::Failed, format!("cannot write `{}`: {error}", path.display())))?;
