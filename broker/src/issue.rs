@@ -191,8 +191,12 @@ async fn provision(
                 let now = server.now();
                 let mut taken = Change::new(&lease, LeaseEvent::NameTaken { at: now }, Actor::Broker, now);
                 taken.rest_until = Some(now + FOREIGN_NAME_RESTS);
-                broker.store.record(taken).await?;
+                let taken = broker.store.record(taken).await?;
                 tracing::warn!(server = %server.name, user = %lease.username, "a foreign role holds a lease name");
+                // Whoever said "stop" meanwhile meant the order, not only its first name (I10).
+                if taken.state.is_live() {
+                    return Err(stopped());
+                }
             }
             Err(error @ (CreateError::Refused(_) | CreateError::Unknown(_))) => {
                 request_end(

@@ -39,10 +39,12 @@ pub(super) fn record(session: &mut Session, change: &Change) -> Result<Lease, St
 
 /// A repeated request after a failed issue is a new one: there is nothing to be handed out again.
 fn frees_key(from: &LeaseState, event: &LeaseEvent) -> bool {
-    let failed = match event {
-        LeaseEvent::NameTaken { .. } => true,
+    match event {
+        LeaseEvent::NameTaken { .. } => *from == LeaseState::Provisioning,
         LeaseEvent::EndDue { reason } => match reason {
-            EndReason::IssueFailed | EndReason::IssueAbandoned | EndReason::PolicyChanged => true,
+            EndReason::IssueFailed | EndReason::IssueAbandoned => *from == LeaseState::Provisioning,
+            // Its user was there already when the change was seen, but nobody was told.
+            EndReason::PolicyChanged => matches!(from, LeaseState::Provisioning | LeaseState::Active),
             EndReason::Expired | EndReason::Revoked | EndReason::RevokedByAdmin | EndReason::Unknown => false,
         },
         LeaseEvent::Created { .. }
@@ -51,8 +53,7 @@ fn frees_key(from: &LeaseState, event: &LeaseEvent) -> bool {
         | LeaseEvent::Blocked { .. }
         | LeaseEvent::Retry
         | LeaseEvent::Extended { .. } => false,
-    };
-    failed && *from == LeaseState::Provisioning
+    }
 }
 
 impl Stored {
