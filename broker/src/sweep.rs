@@ -23,6 +23,9 @@ pub const ADOPTED_AT_MOST: Duration = Duration::from_hours(12);
 /// How long after its end a user may still be seen before it counts as overdue: some passes of the reaper.
 const OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
+/// So many failed attempts take about that long, with their backoff.
+const OVERDUE_ATTEMPTS: u32 = 5;
+
 /// What one sweep found and did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SweepReport {
@@ -67,11 +70,14 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
     };
     for user in &catalog.users {
         let known = user.mark.as_ref().ok().and_then(|mark| live.get(&mark.lease));
-        let explained = match known {
-            Some(lease) if belongs(lease, server, user) => Some(lease.clone()),
-            _stray => resolve(store, server, user, now, &mut report).await?,
+        let overdue = match known {
+            Some(lease) if belongs(lease, server, user) => is_overdue(lease, now),
+            _stray => match resolve(store, server, user, now, &mut report).await? {
+                Fate::Explained(lease) => is_overdue(&lease, now),
+                Fate::Ended => false,
+                Fate::Stays => true,
+            },
         };
-        let overdue = explained.is_none_or(|lease| is_overdue(&lease, now));
         if overdue && (user.can_login || user.sessions > 0) {
             report.dangerous += 1;
         }
@@ -102,6 +108,8 @@ fn is_overdue(lease: &Lease, now: Timestamp) -> bool {
     let due = match &lease.state {
         LeaseState::Ended { .. } => return true,
         LeaseState::Provisioning => lease.issued_at + PROVISIONING_FOR,
+        // Ended early, and that fails: it is overdue now, not at its own end.
+        LeaseState::Ending { attempts } if *attempts >= OVERDUE_ATTEMPTS => return true,
         LeaseState::Active | LeaseState::Ending { .. } | LeaseState::Quarantined { .. } => lease.ends_at,
     };
     due + OVERDUE_AFTER < now
@@ -129,15 +137,24 @@ async fn live_leases(store: &dyn LeaseStore, server: &Server) -> Result<BTreeMap
     }
 }
 
+/// What became of a user that no live lease explained.
+enum Fate {
+    /// This lease explains it from now on.
+    Explained(Box<Lease>),
+    /// It cannot log in any more and has no sessions.
+    Ended,
+    /// It could be neither adopted nor ended.
+    Stays,
+}
+
 /// A user that no live lease explains: adopted if its mark says that it has time left, else ended here and now.
-/// Returns the lease that explains it from now on.
 async fn resolve(
     store: &dyn LeaseStore,
     server: &Server,
     user: &MarkedUser,
     now: Timestamp,
     report: &mut SweepReport,
-) -> Result<Option<Lease>, StoreError> {
+) -> Result<Fate, StoreError> {
     if let (Ok(mark), Some(_)) = (&user.mark, &user.username) {
         let native = user.native_end.unwrap_or(now);
         let ends_at = mark.max_ends_at.min(native).min(now + ADOPTED_AT_MOST);
@@ -145,18 +162,18 @@ async fn resolve(
             match store.adopt(&server.name, user, ends_at, now).await {
                 Ok(Adopted::New(lease)) => {
                     report.adopted += 1;
-                    return Ok(Some(lease));
+                    return Ok(Fate::Explained(Box::new(lease)));
                 }
                 // Booked since the catalog was read, or a mark that points at another user's lease.
                 Ok(Adopted::Known(lease)) if lease.state.is_live() && belongs(&lease, server, user) => {
-                    return Ok(Some(lease));
+                    return Ok(Fate::Explained(Box::new(lease)));
                 }
                 Ok(Adopted::Known(_)) => {}
                 // Another live lease has this user's name: that one has to end first. Unexplained until then.
                 Err(error @ StoreError::Corrupt { .. }) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::error!(server = %server.name, role = %user.rolname, error, "a user cannot be adopted yet");
-                    return Ok(None);
+                    return Ok(Fate::Stays);
                 }
                 Err(error) => return Err(error),
             }
@@ -167,13 +184,14 @@ async fn resolve(
             report.ended += 1;
             tracing::warn!(server = %server.name, role = %user.rolname, ?outcome, "a user without a lease was ended");
             store.audit(stray_ended(server, user, now)).await?;
+            Ok(Fate::Ended)
         }
         Err(error) => {
             let error: &dyn std::error::Error = &error;
             tracing::error!(server = %server.name, role = %user.rolname, error, "a user without a lease stays");
+            Ok(Fate::Stays)
         }
     }
-    Ok(None)
 }
 
 fn stray_ended(server: &Server, user: &MarkedUser, now: Timestamp) -> AuditEvent {
