@@ -10,9 +10,9 @@ use crate::audit::Actor;
 use crate::broker::{Broker, holder, live_states};
 use crate::end::{request_end, wait_ended};
 use crate::identity::Identity;
-use crate::lease::{EndReason, Lease};
+use crate::lease::{EndReason, Lease, LeaseEvent};
 use crate::service::UseCaseError;
-use crate::store::{LeaseFilter, Page};
+use crate::store::{Change, LeaseFilter, Page};
 use crate::view;
 
 /// How long a caller waits for the user to be gone.
@@ -33,16 +33,10 @@ pub(crate) async fn revoke(
         Err(_) if broker.is_admin(who) => (broker.store.lease(id).await?, EndReason::RevokedByAdmin),
         Err(error) => return Err(error),
     };
-    let server = broker.server(&lease.server)?;
-    let lease = request_end(
-        broker.store.as_ref(),
-        server,
-        &lease,
-        reason,
-        Actor::Identity(holder(who)),
-    )
-    .await?;
-    let lease = wait_ended(broker.store.as_ref(), server, lease, WAIT).await?;
+    let mut lease = end_one(broker, who, &lease, reason).await?;
+    if let Some(server) = broker.servers.get(&lease.server) {
+        lease = wait_ended(broker.store.as_ref(), server, lease, WAIT).await?;
+    }
     Ok(view::lease(&lease))
 }
 
@@ -54,19 +48,32 @@ pub(crate) async fn revoke_many(
 ) -> Result<RevocationView, UseCaseError> {
     let dry_run = request.dry_run;
     let (filter, reason) = selection(broker, who, request)?;
-    let mut leases = Vec::new();
+    let (mut leases, mut failed) = (Vec::new(), None);
     for lease in all(broker, &filter).await? {
         if dry_run {
             leases.push(view::lease(&lease));
             continue;
         }
-        let server = broker.server(&lease.server)?;
-        let by = Actor::Identity(holder(who));
-        leases.push(view::lease(
-            &request_end(broker.store.as_ref(), server, &lease, reason, by).await?,
-        ));
+        // One that cannot be ended must not save the others.
+        match end_one(broker, who, &lease, reason).await {
+            Ok(lease) => leases.push(view::lease(&lease)),
+            Err(error) => failed = Some(error),
+        }
     }
-    Ok(RevocationView { dry_run, leases })
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(RevocationView { dry_run, leases }),
+    }
+}
+
+/// Makes a lease due. Also on a server that is configured no more: should it come back, the user ends.
+async fn end_one(broker: &Broker, who: &Identity, lease: &Lease, reason: EndReason) -> Result<Lease, UseCaseError> {
+    let (store, by) = (broker.store.as_ref(), Actor::Identity(holder(who)));
+    let Some(server) = broker.servers.get(&lease.server) else {
+        let due = Change::new(lease, LeaseEvent::EndDue { reason }, by, broker.clock.now());
+        return Ok(store.record(due).await?);
+    };
+    Ok(request_end(store, server, lease, reason, by).await?)
 }
 
 fn selection(
