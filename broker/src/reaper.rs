@@ -63,18 +63,19 @@ impl Reaper {
         }
     }
 
-    /// Ends all that is due; returns how long until the next lease is.
+    /// Ends one batch of what is due; returns how long until the next lease is. Only one, so that a storm of ends
+    /// neither starves the sweep, which would stop issuing, nor holds up the broker's own stop.
     async fn pass(&self) -> Duration {
-        loop {
-            let report = end::end_due(self.store.as_ref(), &self.server).await;
-            self.server.pass_done();
-            match report {
-                Ok(report) if report.claimed == BATCH => {}
-                Ok(_) => break,
-                Err(error) => return self.store_failed(&error),
-            }
-        }
+        let report = end::end_due(self.store.as_ref(), &self.server).await;
+        self.server.pass_done();
+        let claimed = match report {
+            Ok(report) if report.claimed == BATCH => return Duration::ZERO,
+            Ok(report) => report.claimed,
+            Err(error) => return self.store_failed(&error),
+        };
         match self.store.next_due(&self.server.name, PROVISIONING_FOR).await {
+            // Due, and yet not to be had, as a row that cannot be read: asking again at once would spin.
+            Ok(Some(at)) if claimed == 0 && at <= self.server.now() => RETRY,
             Ok(Some(at)) => at.since(self.server.now()),
             Ok(None) => self.server.sweep_every,
             Err(error) => self.store_failed(&error),
