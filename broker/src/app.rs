@@ -144,6 +144,7 @@ impl Running {
             authenticator: authenticator.clone(),
             clock: clock.clone(),
             rules: house_rules(&config),
+            renewing: Mutex::default(),
             denials: Mutex::new((clock.now(), 0)),
         });
         let policies = Policies {

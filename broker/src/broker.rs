@@ -1,6 +1,6 @@
 //! The broker behind its front door: what the use cases share, and who may touch which lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub struct Broker {
     pub clock: SharedClock,
     /// What config says.
     pub rules: HouseRules,
+    /// The leases whose renewal is under way: one at a time each.
+    pub renewing: Mutex<BTreeSet<LeaseId>>,
     /// How many denials were audited in the minute that began then.
     pub denials: Mutex<(Timestamp, u32)>,
 }
@@ -125,8 +127,8 @@ impl Broker {
         }
     }
 
-    /// The same, for acts that change it: an identity without a session must also show that it is the very job that
-    /// got the lease (I8), so that two jobs of one service account cannot touch each other's.
+    /// The same, for acts that change it. A lease that was ordered with an owner proof needs that proof, whoever asks;
+    /// one without needs a session. So two jobs of one service account cannot touch each other's (I8).
     pub(crate) async fn held_lease(
         &self,
         who: &Identity,
@@ -134,15 +136,11 @@ impl Broker {
         proof: Option<&OwnerProof>,
     ) -> Result<Lease, UseCaseError> {
         let lease = self.own_lease(who, id).await?;
-        if who.session.is_some() {
-            return Ok(lease);
-        }
-        let stored = lease.issue().and_then(|issue| issue.owner_proof);
-        if stored.is_some() && stored == proof.map(OwnerProof::hash) {
-            Ok(lease)
-        } else {
-            Err(not_found())
-        }
+        let shown = match lease.issue().and_then(|issue| issue.owner_proof) {
+            Some(stored) => proof.is_some_and(|proof| proof.hash() == stored),
+            None => who.session.is_some(),
+        };
+        if shown { Ok(lease) } else { Err(not_found()) }
     }
 
     /// Writes a denial down, as long as there are not too many of them.

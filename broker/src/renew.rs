@@ -1,7 +1,10 @@
 //! Renewing a lease: the same user and secret, a later end, under today's policy (I9).
 
+use std::sync::PoisonError;
+use std::time::Duration;
+
 use kdbt_api::Ttl;
-use kdbt_api::lease::LeaseView;
+use kdbt_api::lease::{LeaseId, LeaseView};
 use kdbt_api::problem::{Problem, ProblemCode};
 
 use crate::audit::Actor;
@@ -14,6 +17,32 @@ use crate::store::Change;
 use crate::view;
 use crate::warehouse::WarehouseError;
 
+/// One renewal of a lease at a time: two at once could leave server and store with different ends, or move the end
+/// back. Who comes second is told so and does not wait, else a holder who locks their own user could fill the lane
+/// that ends users with renewals of one lease (S4).
+struct Turn<'a> {
+    broker: &'a Broker,
+    lease: LeaseId,
+}
+
+impl<'a> Turn<'a> {
+    fn take(broker: &'a Broker, lease: LeaseId) -> Result<Self, UseCaseError> {
+        let mut renewing = broker.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        if renewing.insert(lease) {
+            Ok(Self { broker, lease })
+        } else {
+            Err(UseCaseError::from(ProblemCode::RequestInProgress).retry_after(Duration::from_secs(1)))
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut renewing = self.broker.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        renewing.remove(&self.lease);
+    }
+}
+
 /// Moves the end of a lease that the caller was shown to hold. Never back, never past the first issue's maximum.
 pub(crate) async fn renew(
     broker: &Broker,
@@ -22,6 +51,9 @@ pub(crate) async fn renew(
     ttl: Option<Ttl>,
 ) -> Result<LeaseView, UseCaseError> {
     let server = broker.server(&lease.server)?;
+    let _turn = Turn::take(broker, lease.id)?;
+    // It may have been renewed between the caller's look and this turn.
+    let lease = broker.store.lease(lease.id).await?;
     let now = server.now();
     let (Some(issue), Some(target), LeaseState::Active) = (lease.issue(), lease.target.clone(), &lease.state) else {
         return Err(ProblemCode::LeaseNotActive.into());
