@@ -25,6 +25,8 @@ pub mod revoke;
 pub mod server;
 pub mod service;
 pub mod store;
+#[cfg(test)]
+mod story;
 pub mod sweep;
 pub mod telemetry;
 #[cfg(test)]

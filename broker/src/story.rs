@@ -1,0 +1,5 @@
+//! The use cases against everything that can go wrong between them: races told one by one, and a model.
+
+mod model;
+mod races;
+mod world;

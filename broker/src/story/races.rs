@@ -1,0 +1,226 @@
+//! Races that once went wrong, or that must not begin to.
+
+use std::time::Duration;
+
+use kdbt_api::Ttl;
+use kdbt_api::lease::{LeaseStatus, RevocationRequest};
+use kdbt_api::problem::ProblemCode;
+
+use super::world::{Fault, POLICY, Role, World, order, person, policy};
+use crate::audit::Actor;
+use crate::end::request_end;
+use crate::lease::EndReason;
+use crate::service::{Service as _, UseCaseError};
+use crate::store::{LeaseFilter, Page};
+
+fn code(error: &UseCaseError) -> Option<ProblemCode> {
+    ProblemCode::from_code(&error.problem.code)
+}
+
+fn hours(count: u64) -> Ttl {
+    format!("{count}h").parse().unwrap()
+}
+
+async fn world() -> World {
+    let world = World::new();
+    world.sweep().await.unwrap();
+    world
+}
+
+fn everyone() -> Page {
+    Page {
+        after: None,
+        limit: 500,
+    }
+}
+
+#[tokio::test]
+async fn who_says_stop_while_a_name_is_taken_gets_no_lease_under_the_next_name() {
+    let world = world().await;
+    world.warehouse.add(Role {
+        name: "kdbt_ada_0".into(),
+        comment: None,
+        valid_until: None,
+        can_login: true,
+        sessions: 0,
+    });
+    let (broker, server) = (world.broker(), world.server());
+    let stop = async move {
+        let page = broker.store.leases(&LeaseFilter::default(), everyone()).await.unwrap();
+        for lease in page.leases {
+            let by_admin = EndReason::RevokedByAdmin;
+            request_end(broker.store.as_ref(), &server, &lease, by_admin, Actor::Broker)
+                .await
+                .unwrap();
+        }
+    };
+    world.warehouse.catalog.lock().unwrap().before_create = Some(Box::pin(stop));
+    let ada = person("ada", &["dev"]);
+    let error = world.issue(&ada).await.unwrap_err();
+    assert_eq!(code(&error), Some(ProblemCode::Stopped));
+    assert_eq!(world.roles().len(), 1, "the foreign role and no other");
+}
+
+#[tokio::test]
+async fn a_key_is_free_again_when_the_policy_changed_during_its_issue() {
+    let world = world().await;
+    let broker = world.broker();
+    let swap = async move {
+        let narrower = policy(&POLICY.replace("grants: [raw]", "grants: [other]"));
+        broker.policies.store(Some(narrower));
+    };
+    world.warehouse.catalog.lock().unwrap().before_create = Some(Box::pin(swap));
+    let mut order = order();
+    order.idempotency_key = Some("k".into());
+    order.request.verifier = Some(verifier());
+    let ada = person("ada", &["dev"]);
+    let error = world.broker().issue(&ada, order.clone()).await.unwrap_err();
+    assert_eq!(code(&error), Some(ProblemCode::Stopped));
+    world.pass().await;
+    let again = world.broker().issue(&ada, order).await.unwrap();
+    assert!(!again.replay, "the same key never hands out the lease that was stopped");
+    assert_eq!(again.view.lease.state, LeaseStatus::Active);
+}
+
+fn verifier() -> kdbt_api::credential::ScramVerifier {
+    kdbt_api::credential::ScramVerifier::derive(b"x", &[1; 16], kdbt_api::credential::Iterations::One)
+}
+
+#[tokio::test]
+async fn of_two_renewals_at_once_none_moves_the_end_back() {
+    let world = world().await;
+    let ada = person("ada", &["dev"]);
+    let id = world.issue(&ada).await.unwrap().view.lease.id;
+    world.clock.advance(Duration::from_mins(50));
+    world.sweep().await.unwrap();
+    // The short one has decided, and stands before the server, while the long one comes and goes.
+    let (broker, other) = (world.broker(), ada.clone());
+    let ended = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let told = ended.clone();
+    let long = async move {
+        let answer = broker.renew(&other, id, None, Some(hours(3))).await;
+        *told.lock().unwrap() = answer.ok().map(|lease| lease.ends_at);
+    };
+    world
+        .warehouse
+        .catalog
+        .lock()
+        .unwrap()
+        .before_extend
+        .push_back(Box::pin(long));
+    world.broker().renew(&ada, id, None, Some(hours(1))).await.unwrap();
+    let lease = world.state(id).await;
+    let native = world.roles().first().unwrap().valid_until;
+    assert_eq!(native, Some(lease.ends_at), "server and store agree");
+    let promised = *ended.lock().unwrap();
+    assert!(
+        promised.is_none_or(|end| end <= lease.ends_at),
+        "{promised:?} was promised"
+    );
+    let renewed = world.broker().renew(&ada, id, None, Some(hours(3))).await.unwrap();
+    assert!(renewed.ends_at >= lease.ends_at);
+}
+
+#[tokio::test]
+async fn a_revoked_user_that_cannot_be_ended_stops_issuing_long_before_its_own_end() {
+    let world = world().await;
+    let ada = person("ada", &["dev"]);
+    let id = world.issue(&ada).await.unwrap().view.lease.id;
+    let lease = world.state(id).await;
+    let (broker, server) = (world.broker(), world.server());
+    request_end(
+        broker.store.as_ref(),
+        &server,
+        &lease,
+        EndReason::RevokedByAdmin,
+        Actor::Broker,
+    )
+    .await
+    .unwrap();
+    for _ in 0..10 {
+        world.warehouse.catalog.lock().unwrap().faults.push_back(Fault::Refused);
+        world.pass().await;
+        world.warehouse.catalog.lock().unwrap().faults.clear();
+        world.clock.advance(Duration::from_secs(31));
+    }
+    world.sweep().await.unwrap();
+    assert!(server.may_issue().is_err(), "it can still log in");
+}
+
+#[tokio::test]
+async fn one_lease_on_a_server_that_is_configured_no_more_does_not_save_the_others() {
+    let mut world = world().await;
+    let ada = person("ada", &["dev"]);
+    let first = world.issue(&ada).await.unwrap().view.lease.id;
+    // A second server, whose lease is the newest, and which is gone from the config after a restart.
+    let lake = POLICY.replace("server: dwh", "server: lake");
+    let broker = world.broker();
+    broker.policies.store(Some(policy(&lake)));
+    let request = RevocationRequest {
+        subject: Some("ada".into()),
+        ..RevocationRequest::default()
+    };
+    {
+        let server = world.server();
+        let mut broker = std::sync::Arc::into_inner(broker_alone(&mut world, broker)).unwrap();
+        broker.servers.insert("lake".parse().unwrap(), server);
+        world.broker = Some(std::sync::Arc::new(broker));
+    }
+    let second = world.issue(&ada).await.unwrap().view.lease.id;
+    world.restart();
+    let admin = person("root", &["admin"]);
+    let _ = world.broker().revoke_many(&admin, request).await;
+    for id in [first, second] {
+        assert!(
+            matches!(world.state(id).await.state, crate::lease::LeaseState::Ending { .. }),
+            "{id}"
+        );
+    }
+}
+
+/// The broker with no other owner.
+fn broker_alone(
+    world: &mut World,
+    broker: std::sync::Arc<crate::broker::Broker>,
+) -> std::sync::Arc<crate::broker::Broker> {
+    world.broker = None;
+    broker
+}
+
+#[tokio::test]
+async fn a_lease_with_an_owner_proof_is_touched_by_nobody_without_it() {
+    let world = world().await;
+    let mut job = person("job", &["dev"]);
+    job.session = None;
+    let mut order = order();
+    let proof = kdbt_api::credential::OwnerProof::from_secret("p".repeat(43).into());
+    order.request.owner_proof = Some(proof.hash());
+    let id = world.broker().issue(&job, order).await.unwrap().view.lease.id;
+    for session in [None, Some("s".to_owned())] {
+        job.session = session;
+        let error = world.broker().revoke(&job, id, None).await.unwrap_err();
+        assert_eq!(code(&error), Some(ProblemCode::NotFound));
+    }
+    job.session = None;
+    assert!(world.broker().renew(&job, id, Some(proof), None).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_stray_that_the_sweep_has_ended_stops_no_issue() {
+    let world = world().await;
+    let ada = person("ada", &["dev"]);
+    let id = world.issue(&ada).await.unwrap().view.lease.id;
+    // A copy of the mark on another role.
+    let comment = world.roles().first().unwrap().comment.clone();
+    world.warehouse.add(Role {
+        name: "kdbt_eve_0".into(),
+        comment,
+        valid_until: None,
+        can_login: true,
+        sessions: 1,
+    });
+    let report = world.sweep().await.unwrap();
+    assert_eq!((report.ended, world.roles().len()), (1, 1));
+    assert_eq!(world.server().may_issue(), Ok(()));
+    assert_eq!(world.state(id).await.state, crate::lease::LeaseState::Active);
+}
