@@ -4,6 +4,8 @@
 mod architecture;
 #[path = "all/compose.rs"]
 mod compose;
+#[path = "all/documents.rs"]
+mod documents;
 #[path = "all/issuer.rs"]
 mod issuer;
 #[path = "all/keycloak.rs"]
