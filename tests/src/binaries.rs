@@ -16,6 +16,8 @@ pub struct Binaries {
     pub client: PathBuf,
 }
 
+static SHARED: OnceLock<Binaries> = OnceLock::new();
+
 impl Binaries {
     /// Names the broker that `cargo verify` has built.
     pub const BROKER_VARIABLE: &str = "KDBT_TEST_BROKER";
@@ -24,14 +26,25 @@ impl Binaries {
 
     /// Builds every program of the workspace; cargo's messages go to standard error.
     pub fn build() -> Result<Self> {
+        Self::build_with(&["--workspace", "--bins"])
+    }
+
+    /// Builds broker and client as they are shipped: optimised, and without `testkit`, which must not be measured.
+    pub fn build_release() -> Result<Self> {
+        let built = Self::build_with(&["--release", "-p", "kdbt-broker", "-p", "kdbt-client"])?;
+        ensure!(
+            !built.broker_version()?.contains("testkit"),
+            "the release build has the feature `testkit`"
+        );
+        Ok(built)
+    }
+
+    fn build_with(arguments: &[&str]) -> Result<Self> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)
-            .args([
-                "build",
-                "--workspace",
-                "--bins",
-                "--message-format=json-render-diagnostics",
-            ])
+            .arg("build")
+            .args(arguments)
+            .arg("--message-format=json-render-diagnostics")
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .stderr(Stdio::inherit())
             .output()
@@ -53,9 +66,21 @@ impl Binaries {
         })
     }
 
+    /// What the broker says of itself.
+    pub fn broker_version(&self) -> Result<String> {
+        let said = Command::new(&self.broker).arg("--version").output();
+        let said = said.with_context(|| format!("run {}", self.broker.display()))?;
+        Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+    }
+
+    /// Lets everything in this process use these, if nothing has asked for [`Self::shared`] yet.
+    pub fn share(self) -> Result<()> {
+        let taken = SHARED.set(self);
+        taken.map_err(|_| anyhow::anyhow!("other programs are in use already"))
+    }
+
     /// What the tests of this run use: what `cargo verify` has built, else built at the first call.
     pub fn shared() -> &'static Self {
-        static SHARED: OnceLock<Binaries> = OnceLock::new();
         SHARED.get_or_init(|| {
             let given = |name| std::env::var_os(name).map(PathBuf::from);
             match (given(Self::BROKER_VARIABLE), given(Self::CLIENT_VARIABLE)) {

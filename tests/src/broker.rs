@@ -203,6 +203,11 @@ impl Broker {
         &self.password
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Watchdog::pid)
+    }
+
     /// Sends it a signal: HUP to reload, STOP to freeze, TERM to stop.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.as_ref().context("the broker does not run")?.signal(signal)

@@ -1,5 +1,6 @@
 //! The stack that kdbt is tested on: what it is made of, how to get it, and how to start and stop it.
 
+pub mod bench;
 pub mod binaries;
 pub mod broker;
 pub mod client;
