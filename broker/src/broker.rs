@@ -176,25 +176,26 @@ impl Broker {
     }
 }
 
-/// Whether verified claims hold an admin role. Exact and case-sensitive, as the policy reads them (R24).
+/// Whether verified claims hold an admin role. Exact and case-sensitive, as the policy reads them (R24), and only of
+/// a kind that the issuer is configured to provide: another issuer must not mint admins of ours by the way.
 fn is_held(admin: &Admin, claims: &Claims) -> bool {
-    let (roles, wanted) = match admin {
-        Admin::RealmRole(role) => (
-            claims.values.get("realm_access").and_then(|access| access.get("roles")),
-            role,
-        ),
+    let kinds = &claims.provides;
+    let (provided, roles, wanted) = match admin {
+        Admin::RealmRole(role) => {
+            let access = claims.values.get("realm_access");
+            (kinds.realm_roles, access.and_then(|access| access.get("roles")), role)
+        }
         Admin::ClientRole { client, role } => {
             let access = claims
                 .values
                 .get("resource_access")
                 .and_then(|clients| clients.get(client));
-            (access.and_then(|access| access.get("roles")), role)
+            (kinds.client_roles, access.and_then(|access| access.get("roles")), role)
         }
-        Admin::Group(path) => (claims.values.get("groups"), path),
+        Admin::Group(path) => (kinds.groups, claims.values.get("groups"), path),
     };
-    roles
-        .and_then(Value::as_array)
-        .is_some_and(|roles| roles.iter().any(|role| role.as_str() == Some(wanted)))
+    let roles = roles.and_then(Value::as_array).filter(|_| provided);
+    roles.is_some_and(|roles| roles.iter().any(|role| role.as_str() == Some(wanted)))
 }
 
 fn is_holder(who: &Identity, lease: &Lease) -> bool {
@@ -393,4 +394,59 @@ pub(crate) fn denied(denied: &crate::policy::Denied) -> UseCaseError {
         problem = problem.hint(hint);
     }
     problem.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Provides;
+
+    fn claims(kinds: Provides) -> Claims {
+        let values = serde_json::json!({
+            "realm_access": { "roles": ["admin"] },
+            "resource_access": { "kdbt-broker": { "roles": ["admin"] } },
+            "groups": ["/dba"],
+        });
+        Claims {
+            issuer: "https://sso.acme.example/realms/data".into(),
+            values: values.as_object().cloned().unwrap_or_default(),
+            provides: Arc::new(kinds),
+        }
+    }
+
+    #[test]
+    fn an_admin_role_counts_only_from_an_issuer_that_provides_its_kind() {
+        let admins = [
+            Admin::RealmRole("admin".into()),
+            Admin::ClientRole {
+                client: "kdbt-broker".into(),
+                role: "admin".into(),
+            },
+            Admin::Group("/dba".into()),
+        ];
+        let nothing = claims(Provides {
+            realm_roles: false,
+            client_roles: false,
+            groups: false,
+            claims: [].into(),
+        });
+        let all = claims(Provides {
+            realm_roles: true,
+            client_roles: true,
+            groups: true,
+            claims: [].into(),
+        });
+        for admin in &admins {
+            assert!(is_held(admin, &all), "{admin:?}");
+            assert!(!is_held(admin, &nothing), "{admin:?}");
+        }
+        assert!(!is_held(&Admin::RealmRole("Admin".into()), &all), "case matters");
+        assert!(!is_held(
+            &Admin::ClientRole {
+                client: "other".into(),
+                role: "admin".into()
+            },
+            &all
+        ));
+    }
 }

@@ -1,8 +1,8 @@
 //! The PostgreSQL driver, 15 and later: a non-superuser with CREATEROLE makes login roles and ends them again.
 //!
-//! Two lanes on connections that stay open: *issue* (one writer, [`writer`]) and *end* (a small pool, [`ending`]), so
+//! Two lanes on connections that stay open: *issue* (one writer, `writer`) and *end* (a small pool, `ending`), so
 //! that a storm on one never stops the other. Nothing that a lease holder can create, set or hold changes what our
-//! statements mean: see [`connect`].
+//! statements mean: see `connect`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -212,10 +212,10 @@ fn sources() -> BTreeMap<String, String> {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
                 let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-                if path.is_dir() && name != "tests" {
+                if path.is_dir() && !["tests", "story"].contains(&&*name) {
                     folders.push(path);
                 } else if Path::new(&name).extension().is_some_and(|e| e == "rs")
-                    && !["tests.rs", "testing.rs"].contains(&&*name)
+                    && !["story.rs", "tests.rs", "testing.rs"].contains(&&*name)
                 {
                     let file = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
                     files.insert(file, std::fs::read_to_string(&path).unwrap());
