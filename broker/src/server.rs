@@ -51,7 +51,8 @@ pub struct Server {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
-    swept_at: Option<Timestamp>,
+    /// What our unjumping clock showed at the end of the last sweep, and what the server's clock showed then.
+    swept: Option<(Duration, Timestamp)>,
     offset_millis: i64,
     dangerous: usize,
 }
@@ -59,6 +60,8 @@ struct Seen {
 /// What a finished sweep tells about a server.
 #[derive(Debug, Clone, Copy)]
 pub struct SweepResult {
+    /// The server's time now.
+    pub server_time: Timestamp,
     /// How far the server's clock is ahead of ours.
     pub offset_millis: i64,
     /// Users that are overdue and can still log in or have sessions.
@@ -111,16 +114,20 @@ impl Server {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server's time as far as we know: all ends are stored in it.
+    /// The server's time: what the last sweep read, and how long that is ago. All ends are stored in it. Whoever sets
+    /// the broker's clock neither ends a lease early nor keeps one alive.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.clock.now().offset_by_millis(self.seen().offset_millis)
+        match self.seen().swept {
+            Some((at, server_time)) => server_time + self.clock.elapsed().saturating_sub(at),
+            None => self.clock.now(),
+        }
     }
 
     /// Takes note of a full sweep.
     pub fn swept(&self, result: SweepResult) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen {
-            swept_at: Some(self.clock.now()),
+            swept: Some((self.clock.elapsed(), result.server_time)),
             offset_millis: result.offset_millis,
             dangerous: result.dangerous,
         };
@@ -129,7 +136,7 @@ impl Server {
     /// How long ago the last full sweep was.
     #[must_use]
     pub fn sweep_age(&self) -> Option<Duration> {
-        self.seen().swept_at.map(|at| self.clock.now().since(at))
+        self.seen().swept.map(|(at, _)| self.clock.elapsed().saturating_sub(at))
     }
 
     /// How far the server's clock is ahead of ours, as the last sweep measured it.
@@ -141,10 +148,7 @@ impl Server {
     /// Whether users may be made here: only where ending them works (I4) and the clocks agree (I3).
     pub fn may_issue(&self) -> Result<(), Stop> {
         let seen = self.seen();
-        let age = seen
-            .swept_at
-            .map(|at| self.clock.now().since(at))
-            .ok_or(Stop::NeverSwept)?;
+        let age = self.sweep_age().ok_or(Stop::NeverSwept)?;
         if age > self.sweep_every * SWEEPS_MISSED {
             return Err(Stop::SweepTooOld(age));
         }
@@ -225,6 +229,7 @@ mod tests {
         let server = server(&clock);
         assert_eq!(server.may_issue(), Err(Stop::NeverSwept));
         server.swept(SweepResult {
+            server_time: clock.now().offset_by_millis(0),
             offset_millis: 0,
             dangerous: 0,
         });
@@ -239,6 +244,7 @@ mod tests {
         let server = server(&clock);
         for (offset_millis, ok) in [(5_000, true), (-5_000, true), (5_001, false), (-5_001, false)] {
             server.swept(SweepResult {
+                server_time: clock.now().offset_by_millis(offset_millis),
                 offset_millis,
                 dangerous: 0,
             });
@@ -249,8 +255,10 @@ mod tests {
 
     #[test]
     fn one_overdue_user_that_can_still_log_in_stops_issuing() {
-        let server = server(&ManualClock::at(Timestamp::from_unix(1_000_000)));
+        let clock = ManualClock::at(Timestamp::from_unix(1_000_000));
+        let server = server(&clock);
         server.swept(SweepResult {
+            server_time: clock.now().offset_by_millis(0),
             offset_millis: 0,
             dangerous: 1,
         });
@@ -270,5 +278,23 @@ mod tests {
         server.awake();
         server.ring_before(clock.now() + Duration::from_hours(1));
         assert!(rung(1000).await.is_ok(), "what it has read may be out of date");
+    }
+
+    #[test]
+    fn setting_the_brokers_clock_neither_ends_a_lease_early_nor_hides_an_old_sweep() {
+        let clock = ManualClock::at(Timestamp::from_unix(1_000_000));
+        let server = server(&clock);
+        let server_time = clock.now();
+        server.swept(SweepResult {
+            server_time,
+            offset_millis: 0,
+            dangerous: 0,
+        });
+        clock.set_ahead(3_600_000);
+        assert_eq!(server.now(), server_time);
+        clock.set_ahead(-7_200_000);
+        clock.advance(Duration::from_secs(61));
+        assert_eq!(server.now(), server_time + Duration::from_secs(61));
+        assert!(matches!(server.may_issue(), Err(Stop::SweepTooOld(_))));
     }
 }

@@ -56,6 +56,7 @@ pub enum SweepError {
 pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -> Result<SweepReport, SweepError> {
     let catalog = server.warehouse.marked_users().await?;
     // The answer was made about half a round trip ago.
+    let read_at = clock.elapsed();
     let asked = clock.now() - catalog.round_trip / 2;
     let offset_millis = catalog
         .server_time
@@ -84,6 +85,7 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
     }
     report.vanished = end_vanished(store, &live, &catalog.users, now).await?;
     server.swept(SweepResult {
+        server_time: now + catalog.round_trip / 2 + clock.elapsed().saturating_sub(read_at),
         offset_millis,
         dangerous: report.dangerous,
     });
