@@ -6,6 +6,7 @@ use super::Options;
 use super::load::{Crowd, Load, verifier};
 use super::raw::Message;
 use super::report::{Report, millis, per_second, percentile};
+use crate::broker::LOGIN;
 use crate::stack::Stack;
 
 /// At 16 clients, of the raw rate.
@@ -19,6 +20,9 @@ pub(super) async fn measure(stack: &Stack, options: &Options, report: &mut Repor
         "\nPostgreSQL {major}   leases per round: {}, then all are ended\n  {:>10} {:>7} {:>9} {:>9} {:>6}   {:>7} {:>7}   {:>7} {:>7}   {:>7}",
         options.leases, "iterations", "clients", "leases/s", "raw/s", "ratio", "p50 ms", "p99 ms", "raw p50", "raw p99", "ended/s"
     ));
+    // The bootstrap allows the broker few connections, and pgbench wants one for each client.
+    let unlimited = format!("ALTER ROLE {LOGIN} CONNECTION LIMIT -1");
+    stack.postgres.execute("postgres", &unlimited).await?;
     // Slugs are registered, connections and plans are warm.
     Crowd::new(stack)?.ask(16, 64, &verifier(1), "1h").await?;
     Crowd::new(stack)?.give_back(stack).await?;
