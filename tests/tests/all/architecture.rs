@@ -166,6 +166,21 @@ fn the_crates_depend_on_each_other_in_one_direction() {
 }
 
 #[test]
+fn the_client_is_built_without_a_server() {
+    let manifest = std::fs::read_to_string(root().join("client/Cargo.toml")).unwrap();
+    let (_, built) = manifest.split_once("[dependencies]").unwrap();
+    let (built, for_tests) = built.split_once("[dev-dependencies]").unwrap();
+    let has = |section: &str, name: &str| section.lines().any(|line| line.starts_with(name));
+    for server in ["axum", "hyper", "tokio-postgres", "rusqlite", "utoipa"] {
+        assert!(!has(built, server), "kdbt-client depends on {server}");
+    }
+    assert!(
+        has(for_tests, "axum"),
+        "its tests play a broker no more: take axum's wrapper out of deny.toml"
+    );
+}
+
+#[test]
 fn a_planted_violation_is_found() {
     for (file, text, name) in [
         (
