@@ -132,8 +132,11 @@ pub async fn a_failed_issue_frees_its_key(under: &dyn StoreUnderTest) {
         let lease = book(&*store, with_key(booking("ada", 0), "k", 1)).await;
         store.record(change(&lease, event, 1)).await.unwrap();
     }
+    // Seen after the user was there, but before anybody was told of it.
     let lease = active(&*store, with_key(booking("ada", 0), "k", 1)).await;
     end(&*store, &lease, EndReason::PolicyChanged, 1).await;
+    let lease = active(&*store, with_key(booking("ada", 0), "k", 1)).await;
+    end(&*store, &lease, EndReason::Revoked, 1).await;
     let again = store.book(with_key(booking("ada", 2), "k", 1)).await.unwrap();
     assert!(matches!(again, Booked::Replay(_)), "it was delivered before it ended");
 }
