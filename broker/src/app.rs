@@ -257,13 +257,17 @@ impl Running {
 
 async fn open_store(config: &Config, clock: SharedClock) -> anyhow::Result<SqliteStore> {
     let mut options = SqliteOptions::new(config.installation.clone());
-    if let Some(key) = &config.audit_key {
-        let bytes = SecretSlice::from(key.expose_secret().as_bytes().to_vec());
-        options.audit_key = Some(AuditKey::new(&bytes).context("audit.key")?);
-    }
+    options.audit_key = audit_key(config)?;
     let path = config.store.clone();
     let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&path, options, clock)).await?;
     opened.context("the store cannot be opened")
+}
+
+/// The key of the audit chain, if one is configured.
+pub fn audit_key(config: &Config) -> anyhow::Result<Option<AuditKey>> {
+    let bytes = |key: &SecretString| SecretSlice::from(key.expose_secret().as_bytes().to_vec());
+    let key = config.audit_key.as_ref().map(|key| AuditKey::new(&bytes(key)));
+    key.transpose().context("audit.key")
 }
 
 /// The driver's settings of one server.

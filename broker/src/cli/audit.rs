@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use kdbt_api::lease::LeaseId;
-use secrecy::{ExposeSecret as _, SecretSlice};
 
 use super::{ConfigFile, output};
-use crate::audit::chain::{AuditKey, Head};
+use crate::app;
+use crate::audit::chain::Head;
 use crate::audit::verify::Expected;
 use crate::config::Config;
 use crate::store::sqlite::{self, AuditFilter};
@@ -79,15 +79,12 @@ fn show_rows(config: &Config, lease: Option<LeaseId>) -> anyhow::Result<ExitCode
 }
 
 fn check(config: &Config, head: Option<Head>) -> anyhow::Result<ExitCode> {
-    let key = config
-        .audit_key
-        .as_ref()
-        .map(|key| AuditKey::new(&SecretSlice::from(key.expose_secret().as_bytes().to_vec())));
+    let key = app::audit_key(config)?;
     let expected = Expected {
         installation: Some(config.installation.clone()),
         head,
     };
-    let report = sqlite::verify_store(&config.store, key.transpose()?.as_ref(), &expected)?;
+    let report = sqlite::verify_store(&config.store, key.as_ref(), &expected)?;
     for finding in &report.findings {
         output::line(&finding.to_string());
     }

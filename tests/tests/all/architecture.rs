@@ -108,7 +108,6 @@ const SECRETS_LEAVE_IN: &[&str] = &[
     "api/src/profile.rs",
     "broker/src/app.rs",
     "broker/src/audit/chain.rs",
-    "broker/src/cli/audit.rs",
     "broker/src/identity/bearer.rs",
     "broker/src/issue.rs",
     "broker/src/warehouse/postgres/connect.rs",
