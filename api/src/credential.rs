@@ -1,4 +1,4 @@
-//! Secrets and what may be known of them: the warehouse and the broker see verifiers, never a secret.
+//! Secrets and what may be known of them: the warehouse and the broker see verifiers and public keys, never a secret.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -10,6 +10,10 @@ use rand::CryptoRng;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
+
+mod key;
+
+pub use key::{KeyError, PrivateKey, PublicKey};
 
 const KEY_LEN: usize = 32;
 const SALT_LEN: usize = 16;

@@ -5,8 +5,11 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::credential::{ProofHash, ScramVerifier};
-use crate::name::{DatabaseName, DbUsername, ProfileName, RuleId, SchemaName, ServerName, TargetName};
+use crate::credential::{ProofHash, PublicKey, ScramVerifier};
+use crate::name::{
+    DatabaseName, DbUsername, ProfileName, RoleName, RuleId, SchemaName, ServerName, SnowflakeUsername, TargetName,
+    WarehouseName,
+};
 use crate::time::{Timestamp, Ttl};
 
 /// Names a lease. Sorted by time of issue; no capability: whoever knows it can do nothing with it.
@@ -85,9 +88,13 @@ pub struct OrderRequest {
     /// Why, for the audit log; some rules require one. At most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The verifier of a password that the caller made. Without one the broker makes the secret.
+    /// For PostgreSQL: the verifier of a password that the caller made. Without one, and without a public key, the
+    /// broker makes the secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<ScramVerifier>,
+    /// The public half of an RSA key pair that the caller made: what a Snowflake target takes in place of a verifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<PublicKey>,
     /// The name of the dbt profile; `kdbt` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<ProfileName>,
@@ -106,6 +113,25 @@ pub const OWNER_PROOF_HEADER: &str = "kdbt-owner-proof";
 pub enum Engine {
     /// PostgreSQL 15 to 18.
     Postgres,
+    /// Snowflake.
+    Snowflake,
+}
+
+impl Engine {
+    /// The word in policies and configuration, and dbt's `type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Snowflake => "snowflake",
+        }
+    }
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// How libpq secures the connection; only the forms that leave a say to the client.
@@ -135,10 +161,30 @@ impl SslMode {
 
 /// All that a dbt output needs, but the secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "engine", rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Connection {
+pub enum Connection {
+    /// With a password.
+    Postgres(PostgresConnection),
+    /// With a key pair.
+    Snowflake(SnowflakeConnection),
+}
+
+impl Connection {
     /// The engine; dbt's `type`.
-    pub engine: Engine,
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self::Postgres(_) => Engine::Postgres,
+            Self::Snowflake(_) => Engine::Snowflake,
+        }
+    }
+}
+
+/// How dbt connects to PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PostgresConnection {
     /// Host name or address as dbt reaches it.
     pub host: String,
     /// TCP port.
@@ -171,6 +217,49 @@ pub struct Connection {
     /// dbt's `retries`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
+}
+
+/// How dbt connects to Snowflake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnowflakeConnection {
+    /// The account identifier, as dbt takes it.
+    pub account: String,
+    /// Another address than the one that follows from the account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SnowflakeAddress>,
+    /// The ephemeral user.
+    pub user: SnowflakeUsername,
+    /// dbt's `role`: it owns what dbt makes.
+    pub role: RoleName,
+    /// dbt's `database`.
+    pub database: DatabaseName,
+    /// dbt's `warehouse`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warehouse: Option<WarehouseName>,
+    /// dbt's `schema`.
+    pub schema: SchemaName,
+    /// dbt's `threads`.
+    pub threads: u16,
+    /// dbt's `connect_timeout`, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<u32>,
+    /// dbt's `connect_retries`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_retries: Option<u32>,
+}
+
+/// An address of a Snowflake account that does not follow from its name: a proxy, or a simulator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnowflakeAddress {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Without TLS: loopback only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
 }
 
 /// Where a lease stands.
@@ -236,20 +325,23 @@ pub struct IssuedView {
     pub lease: LeaseView,
     /// How to connect.
     pub connection: Connection,
-    /// `profiles.yml`. With a secret made by the client it reads the password from a variable; with one made
-    /// by the broker it holds the password, and this answer is the only place where that ever stands.
+    /// `profiles.yml`. With a secret made by the client it reads the secret from a variable; with one made
+    /// by the broker it holds the secret, and this answer is the only place where that ever stands.
     pub profiles_yml: String,
     /// The secret, if the broker made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretView>,
 }
 
-/// A secret that the broker made because the caller sent no verifier.
+/// A secret that the broker made because the caller sent neither verifier nor public key.
 #[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct SecretView {
-    /// The password.
-    pub password: String,
+pub enum SecretView {
+    /// For PostgreSQL.
+    Password(String),
+    /// For Snowflake: base64 of the PKCS#8 DER, on one line.
+    PrivateKey(String),
 }
 
 impl std::fmt::Debug for SecretView {
@@ -272,8 +364,10 @@ pub struct RenewRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CancelledView {
-    /// How many sessions were ended; the lease lives on.
-    pub sessions_ended: u32,
+    /// How many sessions were ended; the lease lives on. Absent where the engine does not say: Snowflake ends the
+    /// statements, and leaves the sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions_ended: Option<u32>,
 }
 
 /// `GET /v1/leases`: one page.

@@ -242,6 +242,10 @@ name!(
     DatabaseName, identifier!("a database name", unreserved)
 );
 name!(
+    /// A virtual warehouse of Snowflake: what computes, and what costs.
+    WarehouseName, identifier!("a warehouse name", unreserved)
+);
+name!(
     /// The name of a profile in `dbt_project.yml` and `profiles.yml`.
     ProfileName,
     Rule {
@@ -387,6 +391,43 @@ impl FromStr for DbUsername {
 
 text_form!(DbUsername);
 
+/// The name of an ephemeral user as Snowflake stores it and its logs show it: in capitals, so that it needs no quotes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnowflakeUsername(String);
+
+impl SnowflakeUsername {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&DbUsername> for SnowflakeUsername {
+    fn from(name: &DbUsername) -> Self {
+        Self(name.as_str().to_ascii_uppercase())
+    }
+}
+
+impl FromStr for SnowflakeUsername {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let name: DbUsername = text.to_ascii_lowercase().parse()?;
+        let name = Self::from(&name);
+        if name.0 == text {
+            Ok(name)
+        } else {
+            Err(NameError::Malformed {
+                what: "a lease user name",
+                form: "`KDBT_<SLUG>_<N>`",
+            })
+        }
+    }
+}
+
+text_form!(SnowflakeUsername);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -464,6 +505,17 @@ mod tests {
         }
         let name: DbUsername = "kdbt_ada_lovelace_12".parse().unwrap();
         assert_eq!((name.slug().as_str(), name.slot()), ("ada_lovelace", 12));
+    }
+
+    #[test]
+    fn snowflake_shows_a_lease_name_in_capitals_and_only_so() {
+        let name: DbUsername = "kdbt_ada_l_0".parse().unwrap();
+        let shown = SnowflakeUsername::from(&name);
+        assert_eq!(shown.as_str(), "KDBT_ADA_L_0");
+        assert_eq!("KDBT_ADA_L_0".parse(), Ok(shown));
+        for other in ["kdbt_ada_l_0", "Kdbt_ADA_L_0", "KDBT__BROKER", "KDBT_ADA_00"] {
+            assert!(other.parse::<SnowflakeUsername>().is_err(), "{other}");
+        }
     }
 
     proptest! {

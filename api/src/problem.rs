@@ -110,6 +110,8 @@ codes! {
     TtlOutOfRange = "ttl-out-of-range", 422, "The TTL is outside the allowed range";
     /// A verifier, key or other member of the order that cannot be.
     InvalidOrder = "invalid-order", 422, "The order cannot be filled";
+    /// A verifier for Snowflake, or a public key for PostgreSQL; `reason` names the target's engine.
+    WrongCredential = "wrong-credential", 422, "The target takes another kind of credential";
     /// The same idempotency key was used with another body.
     IdempotencyKeyReused = "idempotency-key-reused", 422, "The idempotency key was used for another request";
     /// Too many live leases or requests; see `Retry-After`.

@@ -7,17 +7,23 @@ use std::fmt::Write as _;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::lease::{Connection, Engine};
+use crate::lease::{Connection, Engine, PostgresConnection, SnowflakeConnection};
 use crate::name::{ProfileName, TargetName};
 
 /// The variable that holds the secret. dbt puts `DBT_ENV_SECRET_…` values in after rendering and masks
 /// them in its logs.
-pub const SECRET_VARIABLE: &str = "DBT_ENV_SECRET_KDBT_PASSWORD";
+#[must_use]
+pub fn secret_variable(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Postgres => "DBT_ENV_SECRET_KDBT_PASSWORD",
+        Engine::Snowflake => "DBT_ENV_SECRET_KDBT_PRIVATE_KEY",
+    }
+}
 
 /// How the profile gets to its secret.
 #[derive(Debug, Clone, Copy)]
 pub enum SecretForm<'a> {
-    /// From [`SECRET_VARIABLE`], so that the file holds no secret.
+    /// From [`secret_variable`], so that the file holds no secret.
     Variable,
     /// Written into the file.
     Literal(&'a SecretString),
@@ -38,6 +44,9 @@ pub enum ProfileError {
     /// Something that is neither a name nor an address: a list of hosts, a socket, half a URL.
     #[error("`host` is not a host name or an address")]
     Host,
+    /// Something that is no account identifier: a URL, an address.
+    #[error("`account` is not a Snowflake account identifier")]
+    Account,
     /// No server listens on port 0.
     #[error("`port` is 0")]
     Port,
@@ -48,8 +57,7 @@ pub enum ProfileError {
 
 /// The profile as YAML: `{profile: {target, outputs: {target: …}}}`, ready to stand beside others.
 ///
-/// `ca_file` is where the certificate authority lies, as dbt shall open it. `role` is written only where
-/// dbt can send it unquoted; the server sets it at login in any case.
+/// `ca_file` is where the certificate authority lies, as dbt shall open it; Snowflake's are public.
 pub fn render(
     profile: &ProfileName,
     target: &TargetName,
@@ -58,19 +66,26 @@ pub fn render(
     ca_file: Option<&str>,
 ) -> Result<SecretString, ProfileError> {
     let mut output = Output::open(profile, target)?;
-    let Engine::Postgres = connection.engine;
-    check_host(&connection.host)?;
-    if connection.port == 0 {
-        return Err(ProfileError::Port);
+    output.bare("type", connection.engine());
+    match connection {
+        Connection::Postgres(connection) => postgres(&mut output, connection, secret, ca_file)?,
+        Connection::Snowflake(connection) => snowflake(&mut output, connection, secret)?,
     }
-    output.bare("type", "postgres");
+    Ok(output.close())
+}
+
+/// `role` is written only where dbt can send it unquoted; the server sets it at login in any case.
+fn postgres(
+    output: &mut Output,
+    connection: &PostgresConnection,
+    secret: SecretForm<'_>,
+    ca_file: Option<&str>,
+) -> Result<(), ProfileError> {
+    check_address(&connection.host, connection.port)?;
     output.text("host", &connection.host)?;
     output.bare("port", connection.port);
     output.text("user", connection.user.as_str())?;
-    match secret {
-        SecretForm::Variable => output.variable("password", SECRET_VARIABLE, None),
-        SecretForm::Literal(password) => output.text("password", password.expose_secret())?,
-    }
+    output.secret("password", Engine::Postgres, secret)?;
     output.text("dbname", connection.database.as_str())?;
     output.text("schema", connection.schema.as_str())?;
     output.bare("threads", connection.threads);
@@ -84,33 +99,71 @@ pub fn render(
     if let Some(file) = ca_file {
         output.text("sslrootcert", file)?;
     }
-    for (key, value) in [
-        ("keepalives_idle", connection.keepalives_idle),
-        ("connect_timeout", connection.connect_timeout),
-        ("retries", connection.retries),
-    ] {
-        if let Some(value) = value {
-            output.bare(key, value);
-        }
-    }
+    output.number("keepalives_idle", connection.keepalives_idle);
+    output.number("connect_timeout", connection.connect_timeout);
+    output.number("retries", connection.retries);
     // dbt's default is `dbt`; only the empty text lets PGAPPNAME name the lease.
     output.bare("application_name", "\"\"");
-    Ok(output.close())
+    Ok(())
+}
+
+/// Neither `authenticator` nor `method`: a key says enough to every adapter from 1.5 on, and the other engines of dbt
+/// disagree on both. No `query_tag`: it stands on the user, since in the profile it would void dbt's parse cache.
+fn snowflake(
+    output: &mut Output,
+    connection: &SnowflakeConnection,
+    secret: SecretForm<'_>,
+) -> Result<(), ProfileError> {
+    check_account(&connection.account)?;
+    output.text("account", &connection.account)?;
+    if let Some(address) = &connection.address {
+        check_address(&address.host, address.port)?;
+        output.text("host", &address.host)?;
+        output.bare("port", address.port);
+        output.bare("protocol", if address.plain { "http" } else { "https" });
+    }
+    output.text("user", connection.user.as_str())?;
+    output.secret("private_key", Engine::Snowflake, secret)?;
+    output.text("role", connection.role.as_str())?;
+    output.text("database", connection.database.as_str())?;
+    if let Some(warehouse) = &connection.warehouse {
+        output.text("warehouse", warehouse.as_str())?;
+    }
+    output.text("schema", connection.schema.as_str())?;
+    output.bare("threads", connection.threads);
+    output.number("connect_timeout", connection.connect_timeout);
+    output.number("connect_retries", connection.connect_retries);
+    Ok(())
 }
 
 /// A profile to commit: every value from a variable that `exec` and `env` set, each with a default, so
 /// that `parse` and `ls` work without a lease.
-pub fn template(profile: &ProfileName, target: &TargetName) -> Result<String, ProfileError> {
+pub fn template(profile: &ProfileName, target: &TargetName, engine: Engine) -> Result<String, ProfileError> {
     let mut output = Output::open(profile, target)?;
-    output.bare("type", "postgres");
-    output.variable("host", "KDBT_HOST", Some("localhost"));
-    output.bare("port", "\"{{ env_var('KDBT_PORT', '5432') | as_number }}\"");
-    output.variable("user", "KDBT_USER", Some("kdbt_no_lease"));
-    output.variable("password", SECRET_VARIABLE, Some("no-lease"));
-    output.variable("dbname", "KDBT_DBNAME", Some("postgres"));
-    output.variable("schema", "KDBT_SCHEMA", Some("no_lease"));
-    output.bare("threads", 4);
-    output.bare("application_name", "\"\"");
+    output.bare("type", engine);
+    let secret = secret_variable(engine);
+    match engine {
+        Engine::Postgres => {
+            output.variable("host", "KDBT_HOST", Some("localhost"));
+            output.bare("port", "\"{{ env_var('KDBT_PORT', '5432') | as_number }}\"");
+            output.variable("user", "KDBT_USER", Some("kdbt_no_lease"));
+            output.variable("password", secret, Some("no-lease"));
+            output.variable("dbname", "KDBT_DBNAME", Some("postgres"));
+            output.variable("schema", "KDBT_SCHEMA", Some("no_lease"));
+            output.bare("threads", 4);
+            output.bare("application_name", "\"\"");
+        }
+        Engine::Snowflake => {
+            output.variable("account", "KDBT_ACCOUNT", Some("no-lease"));
+            output.variable("user", "KDBT_USER", Some("KDBT_NO_LEASE"));
+            output.variable("private_key", secret, Some("no-lease"));
+            output.variable("role", "KDBT_ROLE", Some("PUBLIC"));
+            output.variable("database", "KDBT_DBNAME", Some("NO_LEASE"));
+            output.variable("warehouse", "KDBT_WAREHOUSE", Some("NO_LEASE"));
+            output.variable("schema", "KDBT_SCHEMA", Some("NO_LEASE"));
+            output.bare("threads", 4);
+        }
+    }
     Ok(output.text)
 }
 
@@ -139,6 +192,22 @@ impl Output {
         check_text(key, value)?;
         self.bare(key, serde_json::Value::from(value));
         Ok(())
+    }
+
+    fn number(&mut self, key: &str, value: Option<u32>) {
+        if let Some(value) = value {
+            self.bare(key, value);
+        }
+    }
+
+    fn secret(&mut self, key: &'static str, engine: Engine, secret: SecretForm<'_>) -> Result<(), ProfileError> {
+        match secret {
+            SecretForm::Variable => {
+                self.variable(key, secret_variable(engine), None);
+                Ok(())
+            }
+            SecretForm::Literal(secret) => self.text(key, secret.expose_secret()),
+        }
     }
 
     fn variable(&mut self, key: &str, variable: &str, default: Option<&str>) {
@@ -177,6 +246,23 @@ pub fn is_control(c: char) -> bool {
     c.is_control() || turning || broken
 }
 
+/// An account identifier: `myorg-myaccount`, or an account locator with its region, `xy12345.eu-central-1.privatelink`.
+fn check_account(account: &str) -> Result<(), ProfileError> {
+    check_text("account", account)?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let starts = account.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts && account.len() <= 253 && account.chars().all(fits) {
+        Ok(())
+    } else {
+        Err(ProfileError::Account)
+    }
+}
+
+fn check_address(host: &str, port: u16) -> Result<(), ProfileError> {
+    check_host(host)?;
+    if port == 0 { Err(ProfileError::Port) } else { Ok(()) }
+}
+
 /// A host name, an IPv4 or an IPv6 address: what survives dbt 2's unescaped URI and is no list for libpq.
 fn check_host(host: &str) -> Result<(), ProfileError> {
     check_text("host", host)?;
@@ -202,12 +288,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::lease::SslMode;
+    use crate::lease::{SnowflakeAddress, SslMode};
     use proptest::prelude::*;
 
-    fn connection() -> Connection {
-        Connection {
-            engine: Engine::Postgres,
+    fn connection() -> PostgresConnection {
+        PostgresConnection {
             host: "dwh.acme.example".into(),
             port: 5432,
             database: "analytics".parse().unwrap(),
@@ -224,7 +309,26 @@ mod tests {
         }
     }
 
-    fn rendered(connection: &Connection, secret: SecretForm<'_>) -> Result<String, ProfileError> {
+    fn snowflake() -> SnowflakeConnection {
+        SnowflakeConnection {
+            account: "myorg-my_acct".into(),
+            address: None,
+            user: "KDBT_ADA_0".parse().unwrap(),
+            role: "DBT_FINANCE".parse().unwrap(),
+            database: "ANALYTICS".parse().unwrap(),
+            warehouse: Some("TRANSFORMING".parse().unwrap()),
+            schema: "FINANCE".parse().unwrap(),
+            threads: 8,
+            connect_timeout: None,
+            connect_retries: None,
+        }
+    }
+
+    fn rendered(connection: &PostgresConnection, secret: SecretForm<'_>) -> Result<String, ProfileError> {
+        rendered_any(&Connection::Postgres(connection.clone()), secret)
+    }
+
+    fn rendered_any(connection: &Connection, secret: SecretForm<'_>) -> Result<String, ProfileError> {
         let (profile, target) = ("jaffle".parse().unwrap(), "dev".parse().unwrap());
         render(&profile, &target, connection, secret, None).map(|yaml| yaml.expose_secret().to_owned())
     }
@@ -233,7 +337,14 @@ mod tests {
     fn a_profile_with_everything_reads_its_secret_from_a_variable() {
         let (profile, target) = ("jaffle".parse().unwrap(), "dev".parse().unwrap());
         let ca = Some("/home/ada/ca \"2\".pem");
-        let yaml = render(&profile, &target, &connection(), SecretForm::Variable, ca).unwrap();
+        let yaml = render(
+            &profile,
+            &target,
+            &Connection::Postgres(connection()),
+            SecretForm::Variable,
+            ca,
+        )
+        .unwrap();
         insta::assert_snapshot!(yaml.expose_secret(), @r#"
         "jaffle":
           target: "dev"
@@ -260,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_profile_with_the_least_holds_its_secret() {
-        let least = Connection {
+        let least = PostgresConnection {
             role: None,
             search_path: None,
             keepalives_idle: None,
@@ -291,7 +402,7 @@ mod tests {
 
     #[test]
     fn the_template_has_a_default_for_every_variable() {
-        let yaml = template(&"jaffle".parse().unwrap(), &"dev".parse().unwrap()).unwrap();
+        let yaml = template(&"jaffle".parse().unwrap(), &"dev".parse().unwrap(), Engine::Postgres).unwrap();
         insta::assert_snapshot!(yaml, @r#"
         "jaffle":
           target: "dev"
@@ -311,9 +422,104 @@ mod tests {
     }
 
     #[test]
+    fn a_snowflake_profile_reads_its_key_from_a_variable_and_names_no_authenticator() {
+        let connection = Connection::Snowflake(snowflake());
+        insta::assert_snapshot!(rendered_any(&connection, SecretForm::Variable).unwrap(), @r#"
+        "jaffle":
+          target: "dev"
+          outputs:
+            "dev":
+              type: snowflake
+              account: "myorg-my_acct"
+              user: "KDBT_ADA_0"
+              private_key: "{{ env_var('DBT_ENV_SECRET_KDBT_PRIVATE_KEY') }}"
+              role: "DBT_FINANCE"
+              database: "ANALYTICS"
+              warehouse: "TRANSFORMING"
+              schema: "FINANCE"
+              threads: 8
+        "#);
+    }
+
+    #[test]
+    fn a_snowflake_profile_with_an_address_of_its_own_holds_its_key() {
+        let connection = Connection::Snowflake(SnowflakeConnection {
+            address: Some(SnowflakeAddress {
+                host: "127.0.0.1".into(),
+                port: 8443,
+                plain: true,
+            }),
+            warehouse: None,
+            connect_timeout: Some(10),
+            connect_retries: Some(2),
+            ..snowflake()
+        });
+        let key = SecretString::from("MIIEvAIBADANBg+/=");
+        insta::assert_snapshot!(rendered_any(&connection, SecretForm::Literal(&key)).unwrap(), @r#"
+        "jaffle":
+          target: "dev"
+          outputs:
+            "dev":
+              type: snowflake
+              account: "myorg-my_acct"
+              host: "127.0.0.1"
+              port: 8443
+              protocol: http
+              user: "KDBT_ADA_0"
+              private_key: "MIIEvAIBADANBg+/="
+              role: "DBT_FINANCE"
+              database: "ANALYTICS"
+              schema: "FINANCE"
+              threads: 8
+              connect_timeout: 10
+              connect_retries: 2
+        "#);
+    }
+
+    #[test]
+    fn an_account_that_wants_to_be_more_than_an_account_is_refused() {
+        for (account, error) in [
+            ("", ProfileError::Empty("account")),
+            ("{{ 1 }}", ProfileError::Jinja("account")),
+            ("https://a.snowflakecomputing.com", ProfileError::Account),
+            ("a/b", ProfileError::Account),
+            (".a", ProfileError::Account),
+            ("a b", ProfileError::Account),
+        ] {
+            let connection = SnowflakeConnection {
+                account: account.into(),
+                ..snowflake()
+            };
+            let refused = rendered_any(&Connection::Snowflake(connection), SecretForm::Variable);
+            assert_eq!(refused, Err(error), "{account:?}");
+        }
+    }
+
+    #[test]
+    fn the_snowflake_template_has_a_default_for_every_variable() {
+        let yaml = template(&"jaffle".parse().unwrap(), &"dev".parse().unwrap(), Engine::Snowflake).unwrap();
+        insta::assert_snapshot!(yaml, @r#"
+        "jaffle":
+          target: "dev"
+          outputs:
+            "dev":
+              type: snowflake
+              account: "{{ env_var('KDBT_ACCOUNT', 'no-lease') }}"
+              user: "{{ env_var('KDBT_USER', 'KDBT_NO_LEASE') }}"
+              private_key: "{{ env_var('DBT_ENV_SECRET_KDBT_PRIVATE_KEY', 'no-lease') }}"
+              role: "{{ env_var('KDBT_ROLE', 'PUBLIC') }}"
+              database: "{{ env_var('KDBT_DBNAME', 'NO_LEASE') }}"
+              warehouse: "{{ env_var('KDBT_WAREHOUSE', 'NO_LEASE') }}"
+              schema: "{{ env_var('KDBT_SCHEMA', 'NO_LEASE') }}"
+              threads: 4
+        "#);
+        assert_eq!(yaml.matches("env_var(").count(), yaml.matches("', '").count());
+    }
+
+    #[test]
     fn a_role_that_dbt_cannot_send_unquoted_is_left_to_the_server() {
         for role in ["my-role", "Dbt", "a$b", "1a", ""] {
-            let connection = Connection {
+            let connection = PostgresConnection {
                 role: Some(role.into()),
                 ..connection()
             };
@@ -336,7 +542,7 @@ mod tests {
             ("-h", ProfileError::Host),
             ("a b", ProfileError::Host),
         ] {
-            let connection = Connection {
+            let connection = PostgresConnection {
                 host: host.into(),
                 ..connection()
             };
@@ -351,7 +557,7 @@ mod tests {
             render(
                 &name.parse().unwrap(),
                 &target,
-                &connection(),
+                &Connection::Postgres(connection()),
                 SecretForm::Variable,
                 None,
             )
@@ -363,7 +569,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_value_that_is_accepted_reads_back_equal(password in "\\PC{1,40}", path in "[a-z {}%#\"'\\\\ä:]{1,20}") {
-            let connection = Connection { search_path: Some(path.clone()), ..connection() };
+            let connection = PostgresConnection { search_path: Some(path.clone()), ..connection() };
             let secret = SecretString::from(password.as_str());
             if let Ok(yaml) = rendered(&connection, SecretForm::Literal(&secret)) {
                 type Profiles = BTreeMap<String, Profile>;

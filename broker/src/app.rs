@@ -298,7 +298,7 @@ pub fn postgres(config: &Config, name: &ServerName, server: &config::Server) -> 
 fn servers(config: &Config, lanes: &Stage, clock: &SharedClock) -> BTreeMap<ServerName, Arc<Server>> {
     let one = |(name, server): (&ServerName, &config::Server)| {
         let warehouse = PostgresWarehouse::new(postgres(config, name, server), &lanes.tasks, lanes.stop.clone());
-        let public = PublicAddress {
+        let public = PublicAddress::Postgres {
             host: server.public.host.clone(),
             port: server.public.port,
             sslmode: if server.insecure_transport {

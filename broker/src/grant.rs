@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use kdbt_api::lease::{Engine, TtlRange};
-use kdbt_api::name::{DatabaseName, NameError, RoleName, RuleId, SchemaName, ServerName, Slug, TargetName};
+use kdbt_api::name::{
+    DatabaseName, NameError, RoleName, RuleId, SchemaName, ServerName, Slug, TargetName, WarehouseName,
+};
 use kdbt_api::{Timestamp, Ttl};
 use serde::{Deserialize, Serialize};
 
@@ -66,12 +68,14 @@ pub enum AccessTemplate {
     },
     /// Neither: the login acts as itself and inherits these group roles.
     Read(BTreeSet<RoleName>),
+    /// On Snowflake, where nothing of it depends on the person.
+    Snowflake(SnowflakeRoles),
 }
 
 /// Settings of the login. Only the connection limit binds; the rest are defaults that a session may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// Connections at once. dbt needs 2 × (threads + 3) when two runs overlap.
+    /// Connections at once. dbt needs 2 × (threads + 3) when two runs overlap. Snowflake knows no such limit.
     pub connection_limit: u16,
     /// `statement_timeout`.
     pub statement_timeout: Option<Ttl>,
@@ -81,6 +85,9 @@ pub struct Session {
     pub idle_in_transaction_session_timeout: Option<Ttl>,
     /// `default_transaction_read_only`. Never together with a right to create.
     pub read_only: bool,
+    /// What the policy adds to Snowflake's `QUERY_TAG` behind the lease's id.
+    #[serde(default)]
+    pub query_tag: Option<String>,
 }
 
 /// Fields of the dbt output that the policy sets. Never holds what changes from lease to lease, since that
@@ -97,8 +104,10 @@ pub struct ProfileTemplate {
     pub keepalives_idle: Option<u32>,
     /// dbt's `connect_timeout`, seconds.
     pub connect_timeout: Option<u32>,
-    /// dbt's `retries`.
+    /// dbt's `retries`; Snowflake's `connect_retries`.
     pub retries: Option<u32>,
+    /// The virtual warehouse that computes, on Snowflake.
+    pub warehouse: Option<WarehouseName>,
 }
 
 /// What the policy gives to one identity for one order.
@@ -145,20 +154,27 @@ impl Grant {
                 groups: groups.clone(),
             })),
             AccessTemplate::Read(groups) => Access::Read(groups.clone()),
+            AccessTemplate::Snowflake(roles) => Access::Snowflake(roles.clone()),
         };
+        let schema = self.profile.schema.render(slug)?;
         Ok(RenderedGrant {
             target: self.target.clone(),
             rules: self.rules.clone(),
             policy: self.policy.clone(),
             access,
-            session: self.session,
+            session: self.session.clone(),
             profile: Profile {
                 threads: self.profile.threads,
-                schema: self.profile.schema.render(slug)?,
+                schema: match self.target.engine {
+                    Engine::Postgres => schema,
+                    // A name in small letters would have to be quoted wherever anybody writes it.
+                    Engine::Snowflake => schema.as_str().to_ascii_uppercase().parse()?,
+                },
                 search_path: all(&self.profile.search_path)?,
                 keepalives_idle: self.profile.keepalives_idle,
                 connect_timeout: self.profile.connect_timeout,
                 retries: self.profile.retries,
+                warehouse: self.profile.warehouse.clone(),
             },
         })
     }
@@ -195,7 +211,10 @@ impl RenderedGrant {
                     && then.schemas.iter().all(|schema| now.schemas.contains(schema))
                     && (now.create_schemas || !then.create_schemas)
             }
-            (Access::Read(_) | Access::ActAs(_), _) => false,
+            (Access::Snowflake(now), Access::Snowflake(then)) => {
+                now.grants.is_superset(&then.grants) && now.session_role == then.session_role
+            }
+            (Access::Read(_) | Access::ActAs(_) | Access::Snowflake(_), _) => false,
         };
         let session = (self.session.read_only, older.session.read_only);
         access && database(self) == database(older) && session != (true, false)
@@ -210,6 +229,25 @@ pub enum Access {
     ActAs(Owner),
     /// INHERIT member of these group roles, acting as itself.
     Read(BTreeSet<RoleName>),
+    /// On Snowflake.
+    Snowflake(SnowflakeRoles),
+}
+
+/// What a Snowflake user holds and which role its sessions use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnowflakeRoles {
+    /// The roles that are granted to it: wrappers around the DBA's roles, which the broker owns.
+    pub grants: BTreeSet<RoleName>,
+    /// `DEFAULT_ROLE` and dbt's `role`: it owns what dbt makes.
+    pub session_role: RoleName,
+}
+
+impl SnowflakeRoles {
+    /// Whether sessions must use all granted roles at once: one role alone would not hold all that the lease gives.
+    #[must_use]
+    pub fn unites(&self) -> bool {
+        self.grants.len() > 1
+    }
 }
 
 impl Access {
@@ -219,7 +257,7 @@ impl Access {
         match self {
             Self::ActAs(Owner::Role(role)) => Some(OwnerName::Role(role.clone())),
             Self::ActAs(Owner::Personal(personal)) => Some(OwnerName::Personal(personal.slug.clone())),
-            Self::Read(_) => None,
+            Self::Read(_) | Self::Snowflake(_) => None,
         }
     }
 }
@@ -289,6 +327,9 @@ pub struct Profile {
     pub keepalives_idle: Option<u32>,
     /// dbt's `connect_timeout`, seconds.
     pub connect_timeout: Option<u32>,
-    /// dbt's `retries`.
+    /// dbt's `retries`; Snowflake's `connect_retries`.
     pub retries: Option<u32>,
+    /// The virtual warehouse that computes, on Snowflake.
+    #[serde(default)]
+    pub warehouse: Option<WarehouseName>,
 }

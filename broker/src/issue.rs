@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kdbt_api::Timestamp;
-use kdbt_api::credential::{Password, ScramVerifier};
-use kdbt_api::lease::{IssuedView, LeaseId, OrderRequest, SecretView};
+use kdbt_api::credential::{Password, PrivateKey};
+use kdbt_api::lease::{Engine, IssuedView, LeaseId, OrderRequest, SecretView};
 use kdbt_api::name::ProfileName;
 use kdbt_api::problem::{Problem, ProblemCode};
 use kdbt_api::profile::{self, SecretForm};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::audit::Actor;
 use crate::broker::{Broker, denied, holder};
@@ -23,7 +23,7 @@ use crate::server::Server;
 use crate::service::{IssueOrder, Issued, UseCaseError};
 use crate::store::{BookError, Booked, Booking, Change, Idempotency, StoreError};
 use crate::view;
-use crate::warehouse::{CreateError, NewUser};
+use crate::warehouse::{CreateError, Credential, NewUser};
 
 /// After booking, the warehouse lane sends nothing any more once this has passed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -56,12 +56,12 @@ pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) ->
             .retry_after(Duration::from_secs(10)));
     }
 
+    let (credential, secret) = credential(broker, grant.target.engine, &order.request).await?;
     let booking = booking(broker, who, &order, grant, &server);
     let profile = order.request.profile.clone();
-    let (verifier, password) = credential(broker, order.request.verifier);
-    let lease = match provision(broker, &server, booking, &verifier).await? {
+    let lease = match provision(broker, &server, booking, &credential).await? {
         Provisioned::New(lease) => lease,
-        Provisioned::Replay(lease) if password.is_some() => return Err(already_delivered(&lease)),
+        Provisioned::Replay(lease) if secret.is_some() => return Err(already_delivered(&lease)),
         Provisioned::Replay(lease) => {
             return Ok(Issued {
                 view: fragment(&server, &lease, profile, None)?,
@@ -82,7 +82,7 @@ pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) ->
         return Err(stopped());
     }
     Ok(Issued {
-        view: fragment(&server, &lease, profile, password.as_ref())?,
+        view: fragment(&server, &lease, profile, secret)?,
         replay: false,
     })
 }
@@ -97,8 +97,18 @@ fn check_order(broker: &Broker, who: &Identity, request: &OrderRequest) -> Resul
     {
         return invalid("the reason has more than 500 characters", "shorten it");
     }
-    if request.verifier.is_none() && !broker.rules.broker_made_secrets {
-        return invalid("this broker makes no secrets", "send a `verifier`, as kdbt-client does");
+    if request.verifier.is_some() && request.public_key.is_some() {
+        return invalid(
+            "`verifier` and `public_key` exclude each other",
+            "send the one that the target's engine takes",
+        );
+    }
+    let brings_none = request.verifier.is_none() && request.public_key.is_none();
+    if brings_none && !broker.rules.broker_made_secrets {
+        return invalid(
+            "this broker makes no secrets",
+            "send a `verifier` (PostgreSQL) or a `public_key` (Snowflake), as kdbt-client does",
+        );
     }
     if who.session.is_some() && request.owner_proof.is_some() {
         return invalid(
@@ -148,17 +158,47 @@ fn body_hash(request: &OrderRequest) -> [u8; 32] {
     hash
 }
 
-fn credential(broker: &Broker, sent: Option<ScramVerifier>) -> (ScramVerifier, Option<Password>) {
-    if let Some(verifier) = sent {
-        return (verifier, None);
+/// What the server will know the user by, and the secret if the caller left it to us to make one.
+async fn credential(
+    broker: &Broker,
+    engine: Engine,
+    request: &OrderRequest,
+) -> Result<(Credential, Option<SecretView>), UseCaseError> {
+    match (engine, &request.verifier, &request.public_key) {
+        (Engine::Postgres, Some(verifier), None) => Ok((Credential::Verifier(verifier.clone()), None)),
+        (Engine::Snowflake, None, Some(key)) => Ok((Credential::PublicKey(key.clone()), None)),
+        (Engine::Postgres, None, None) => {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the secret of a caller without our client is born here"
+            )]
+            let mut rng = rand::rng();
+            let password = Password::generate(&mut rng);
+            let verifier = password.verifier(broker.rules.iterations, &mut rng);
+            let secret = SecretView::Password(password.secret().expose_secret().to_owned());
+            Ok((Credential::Verifier(verifier), Some(secret)))
+        }
+        (Engine::Snowflake, None, None) => {
+            let made = tokio::task::spawn_blocking(PrivateKey::generate).await;
+            let internal =
+                |error: &dyn std::fmt::Display| UseCaseError::from(ProblemCode::Internal).caused_by(error.to_string());
+            let (private, public) = made
+                .map_err(|error| internal(&error))?
+                .map_err(|error| internal(&error))?;
+            let secret = SecretView::PrivateKey(private.secret().expose_secret().to_owned());
+            Ok((Credential::PublicKey(public), Some(secret)))
+        }
+        (Engine::Postgres, _, Some(_)) => Err(wrong_credential(engine, "`verifier`")),
+        (Engine::Snowflake, Some(_), _) => Err(wrong_credential(engine, "`public_key`")),
     }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the secret of a caller without our client is born here"
-    )]
-    let mut rng = rand::rng();
-    let password = Password::generate(&mut rng);
-    (password.verifier(broker.rules.iterations, &mut rng), Some(password))
+}
+
+fn wrong_credential(engine: Engine, wanted: &str) -> UseCaseError {
+    Problem::new(ProblemCode::WrongCredential)
+        .reason(engine.as_str())
+        .detail(format!("the target is on {engine}"))
+        .hint(format!("send a {wanted}, or neither, and the broker makes the secret"))
+        .into()
 }
 
 enum Provisioned {
@@ -171,7 +211,7 @@ async fn provision(
     broker: &Broker,
     server: &Arc<Server>,
     booking: Booking,
-    verifier: &ScramVerifier,
+    credential: &Credential,
 ) -> Result<Provisioned, UseCaseError> {
     for _ in 0..NAME_TRIES {
         let mut booking = booking.clone();
@@ -182,7 +222,7 @@ async fn provision(
             Booked::New(lease) => lease,
             Booked::Replay(lease) => return replay(lease),
         };
-        let Some(user) = new_user(&lease, verifier, deadline) else {
+        let Some(user) = new_user(&lease, credential, deadline) else {
             return Err(ProblemCode::Internal.into());
         };
         match server.warehouse.create_user(user).await {
@@ -217,16 +257,16 @@ async fn provision(
         .caused_by("every lease name that was tried is held by a foreign role"))
 }
 
-fn new_user(lease: &Lease, verifier: &ScramVerifier, deadline: tokio::time::Instant) -> Option<NewUser> {
+fn new_user(lease: &Lease, credential: &Credential, deadline: tokio::time::Instant) -> Option<NewUser> {
     let issue = lease.issue()?;
     Some(NewUser {
         lease: lease.id,
         subject: issue.holder.subject_hash(),
         username: lease.username.clone(),
-        verifier: verifier.clone(),
+        credential: credential.clone(),
         database: issue.grant.target.database.clone(),
         access: issue.grant.access.clone(),
-        session: issue.grant.session,
+        session: issue.grant.session.clone(),
         profile: issue.grant.profile.clone(),
         ends_at: lease.ends_at,
         max_ends_at: lease.max_ends_at,
@@ -337,22 +377,24 @@ fn fragment(
     server: &Server,
     lease: &Lease,
     profile: Option<ProfileName>,
-    password: Option<&Password>,
+    secret: Option<SecretView>,
 ) -> Result<IssuedView, UseCaseError> {
     let internal = |what: String| UseCaseError::from(ProblemCode::Internal).caused_by(what);
-    let connection = view::connection(&server.public, lease).ok_or_else(|| internal("an adopted lease".into()))?;
+    let connection = view::connection(&server.public, lease)
+        .ok_or_else(|| internal("an adopted lease, or one of another engine than its server's".into()))?;
     let (Some(target), Some(name)) = (&lease.target, profile.or_else(|| "kdbt".parse().ok())) else {
         return Err(internal("a lease without a target".into()));
     };
-    let secret = password.map_or(SecretForm::Variable, |password| SecretForm::Literal(password.secret()));
+    let literal = secret.as_ref().map(|secret| match secret {
+        SecretView::Password(text) | SecretView::PrivateKey(text) => SecretString::from(text.as_str()),
+    });
+    let form = literal.as_ref().map_or(SecretForm::Variable, SecretForm::Literal);
     let profiles_yml =
-        profile::render(&name, target, &connection, secret, None).map_err(|error| internal(error.to_string()))?;
+        profile::render(&name, target, &connection, form, None).map_err(|error| internal(error.to_string()))?;
     Ok(IssuedView {
         lease: view::lease(lease),
         connection,
         profiles_yml: profiles_yml.expose_secret().to_owned(),
-        secret: password.map(|password| SecretView {
-            password: password.secret().expose_secret().to_owned(),
-        }),
+        secret,
     })
 }

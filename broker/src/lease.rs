@@ -19,6 +19,20 @@ use crate::grant::{OwnerName, RenderedGrant};
 pub enum EngineId {
     /// PostgreSQL's `pg_authid.oid`.
     Oid(u32),
+    /// None: Snowflake shows no id that outlives a name, so the mark in the user's comment, which only its owner may
+    /// change, stands for it. Its keys do not: a user may change them (S23).
+    Mark,
+}
+
+impl EngineId {
+    /// PostgreSQL's number, if it is one.
+    #[must_use]
+    pub fn oid(self) -> Option<u32> {
+        match self {
+            Self::Oid(oid) => Some(oid),
+            Self::Mark => None,
+        }
+    }
 }
 
 /// Where a lease stands, with the data of each state.

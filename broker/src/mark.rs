@@ -1,7 +1,8 @@
-//! The mark that every user of ours bears, in `COMMENT ON ROLE`, so that a lost store loses nobody. Pure.
+//! The mark that every user of ours bears, in its comment, so that a lost store loses nobody. Pure.
 //!
-//! `kdbt/1 <installation> <lease id> max=<epoch> sub=<16 hex> owner=<role|->`. The current end is the native
-//! expiry, so a renewal is one statement. A user is known by its mark, never by its name.
+//! `kdbt/1 <installation> <lease id> max=<epoch> sub=<16 hex> owner=<role|->`. On PostgreSQL the current end is the
+//! native expiry, so a renewal is one statement; on Snowflake, which counts days, ` end=<epoch>` follows. A user is
+//! known by its mark, never by its name.
 
 use std::fmt;
 
@@ -25,6 +26,8 @@ pub struct Mark {
     pub subject: SubjectHash,
     /// The durable owner of what the user creates.
     pub owner: Option<OwnerName>,
+    /// When the lease ends, where the engine has no expiry of its own to say so.
+    pub ends_at: Option<Timestamp>,
 }
 
 impl fmt::Display for Mark {
@@ -35,6 +38,7 @@ impl fmt::Display for Mark {
             max_ends_at,
             subject,
             owner,
+            ends_at,
         } = self;
         write!(
             f,
@@ -44,8 +48,12 @@ impl fmt::Display for Mark {
             subject.as_str()
         )?;
         match owner {
-            Some(owner) => owner.fmt(f),
-            None => f.write_str("-"),
+            Some(owner) => owner.fmt(f)?,
+            None => f.write_str("-")?,
+        }
+        match ends_at {
+            Some(end) => write!(f, " end={}", end.as_unix()),
+            None => Ok(()),
         }
     }
 }
@@ -67,25 +75,29 @@ impl std::str::FromStr for Mark {
     fn from_str(text: &str) -> Result<Self, MarkError> {
         let mut words = text.split(' ');
         let mut next = |what| words.next().ok_or(MarkError(what));
+        let epoch = |text: &str| text.parse().ok().map(Timestamp::from_unix);
         if next("version")? != "kdbt/1" {
             return Err(MarkError("version"));
         }
         let installation = next("installation")?.parse().map_err(|_| MarkError("installation"))?;
         let lease = next("lease")?.parse().map_err(|_| MarkError("lease"))?;
-        let max = next("max")?
-            .strip_prefix("max=")
-            .and_then(|max| max.parse::<i64>().ok());
+        let max_ends_at = next("max")?.strip_prefix("max=").and_then(epoch);
         let subject = next("sub")?.strip_prefix("sub=").and_then(|sub| sub.parse().ok());
         let owner = match next("owner")?.strip_prefix("owner=").ok_or(MarkError("owner"))? {
             "-" => None,
             owner => Some(owner.parse().map_err(|_| MarkError("owner"))?),
         };
+        let ends_at = match words.next() {
+            None => None,
+            Some(end) => Some(end.strip_prefix("end=").and_then(epoch).ok_or(MarkError("form"))?),
+        };
         let mark = Self {
             installation,
             lease,
-            max_ends_at: Timestamp::from_unix(max.ok_or(MarkError("max"))?),
+            max_ends_at: max_ends_at.ok_or(MarkError("max"))?,
             subject: subject.ok_or(MarkError("sub"))?,
             owner,
+            ends_at,
         };
         // One text per mark: no sign, no leading zero, nothing behind.
         if mark.to_string() == text {
@@ -106,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_mark_survives_its_own_text() {
-        for owner in ["-", "dbt_finance", "kdbt__own_ada"] {
+        for owner in ["-", "dbt_finance", "kdbt__own_ada", "- end=1788300000"] {
             let text = format!("{GOOD}{owner}");
             assert_eq!(text.parse::<Mark>().unwrap().to_string(), text);
         }
@@ -121,6 +133,9 @@ mod tests {
             ("kdbt/1 acme-prod lse_1", "lease"),
             (&format!("{GOOD}kdbt__broker"), "owner"),
             (&format!("{GOOD}- "), "form"),
+            (&format!("{GOOD}- end=x"), "form"),
+            (&format!("{GOOD}- end=1 "), "form"),
+            (&format!("{GOOD}- end=01"), "form"),
             (&format!("{GOOD}-").replace("max=", "max=+"), "form"),
             (&format!("{GOOD}-").replace("9f2c", "9F2C"), "sub"),
         ] {

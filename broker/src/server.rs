@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kdbt_api::Timestamp;
-use kdbt_api::lease::SslMode;
+use kdbt_api::lease::{SnowflakeAddress, SslMode};
 use kdbt_api::name::ServerName;
 use tokio::sync::{Notify, watch};
 
@@ -20,15 +20,25 @@ const SWEEPS_MISSED: u32 = 6;
 
 /// The address that dbt gets. It may differ from the one that the broker dials.
 #[derive(Debug, Clone)]
-pub struct PublicAddress {
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// How the connection is secured.
-    pub sslmode: SslMode,
-    /// The certificate authority as PEM.
-    pub ca_pem: Option<String>,
+pub enum PublicAddress {
+    /// A PostgreSQL server.
+    Postgres {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// How the connection is secured.
+        sslmode: SslMode,
+        /// The certificate authority as PEM.
+        ca_pem: Option<String>,
+    },
+    /// A Snowflake account.
+    Snowflake {
+        /// The account identifier.
+        account: String,
+        /// Where it is, if not where its name says.
+        address: Option<SnowflakeAddress>,
+    },
 }
 
 /// A server, its reaper's bell, and what the last sweep saw.
@@ -207,7 +217,7 @@ mod tests {
     use crate::testing::NoWarehouse;
 
     fn server(clock: &Arc<ManualClock>) -> Server {
-        let public = PublicAddress {
+        let public = PublicAddress::Postgres {
             host: "h".into(),
             port: 1,
             sslmode: SslMode::Disable,

@@ -11,7 +11,7 @@ use kdbt_api::lease::{LeaseId, LeaseStatus};
 use crate::audit::{Actor, AuditEvent};
 use crate::clock::Clock;
 use crate::end::PROVISIONING_FOR;
-use crate::lease::{EndReason, EngineId, Lease, LeaseEvent, LeaseState};
+use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState};
 use crate::server::{Server, SweepResult};
 use crate::store::{Adopted, Change, LeaseFilter, LeaseStore, Page, StoreError};
 use crate::warehouse::{MarkedUser, WarehouseError};
@@ -197,8 +197,10 @@ async fn resolve(
 }
 
 fn stray_ended(server: &Server, user: &MarkedUser, now: Timestamp) -> AuditEvent {
-    let EngineId::Oid(oid) = user.engine_id;
-    let details = [("role", user.rolname.clone().into()), ("oid", oid.into())];
+    let mut details = vec![("role", user.rolname.clone().into())];
+    if let Some(oid) = user.engine_id.oid() {
+        details.push(("oid", oid.into()));
+    }
     AuditEvent {
         at: now,
         action: "stray-ended".into(),

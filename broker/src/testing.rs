@@ -25,7 +25,7 @@ impl Warehouse for NoWarehouse {
         Err(down())
     }
 
-    async fn end_sessions(&self, _: &UserRef) -> Result<u32, WarehouseError> {
+    async fn end_sessions(&self, _: &UserRef) -> Result<Option<u32>, WarehouseError> {
         Err(down())
     }
 

@@ -1,8 +1,9 @@
 //! Leases and connections as they go over the wire. Pure.
 
-use kdbt_api::lease::{Connection, LeaseView};
+use kdbt_api::lease::{Connection, LeaseView, PostgresConnection, SnowflakeConnection};
+use kdbt_api::name::SnowflakeUsername;
 
-use crate::grant::{Access, Owner};
+use crate::grant::Access;
 use crate::lease::{Lease, LeaseState};
 use crate::server::PublicAddress;
 
@@ -33,30 +34,54 @@ pub fn lease(lease: &Lease) -> LeaseView {
     }
 }
 
-/// How to connect with a lease; `None` for an adopted one, which nobody is told of.
+/// How to connect with a lease; `None` for an adopted one, which nobody is told of, and for one of another engine than
+/// its server's.
 #[must_use]
 pub fn connection(public: &PublicAddress, lease: &Lease) -> Option<Connection> {
     let grant = &lease.issue()?.grant;
-    let role = match &grant.access {
-        Access::ActAs(Owner::Role(role)) => Some(role.to_string()),
-        Access::ActAs(Owner::Personal(_)) => grant.access.owner().map(|owner| owner.to_string()),
-        Access::Read(_) => None,
-    };
-    let search_path: Vec<&str> = grant.profile.search_path.iter().map(AsRef::as_ref).collect();
-    Some(Connection {
-        engine: grant.target.engine,
-        host: public.host.clone(),
-        port: public.port,
-        database: grant.target.database.clone(),
-        user: lease.username.clone(),
-        role,
-        schema: grant.profile.schema.clone(),
-        threads: grant.profile.threads,
-        sslmode: public.sslmode,
-        ca_pem: public.ca_pem.clone(),
-        search_path: (!search_path.is_empty()).then(|| search_path.join(",")),
-        keepalives_idle: grant.profile.keepalives_idle,
-        connect_timeout: grant.profile.connect_timeout,
-        retries: grant.profile.retries,
-    })
+    let profile = &grant.profile;
+    match (public, &grant.access) {
+        (
+            PublicAddress::Postgres {
+                host,
+                port,
+                sslmode,
+                ca_pem,
+            },
+            Access::ActAs(_) | Access::Read(_),
+        ) => {
+            let search_path: Vec<&str> = profile.search_path.iter().map(AsRef::as_ref).collect();
+            Some(Connection::Postgres(PostgresConnection {
+                host: host.clone(),
+                port: *port,
+                database: grant.target.database.clone(),
+                user: lease.username.clone(),
+                role: grant.access.owner().map(|owner| owner.to_string()),
+                schema: profile.schema.clone(),
+                threads: profile.threads,
+                sslmode: *sslmode,
+                ca_pem: ca_pem.clone(),
+                search_path: (!search_path.is_empty()).then(|| search_path.join(",")),
+                keepalives_idle: profile.keepalives_idle,
+                connect_timeout: profile.connect_timeout,
+                retries: profile.retries,
+            }))
+        }
+        (PublicAddress::Snowflake { account, address }, Access::Snowflake(roles)) => {
+            Some(Connection::Snowflake(SnowflakeConnection {
+                account: account.clone(),
+                address: address.clone(),
+                user: SnowflakeUsername::from(&lease.username),
+                role: roles.session_role.clone(),
+                database: grant.target.database.clone(),
+                warehouse: profile.warehouse.clone(),
+                schema: profile.schema.clone(),
+                threads: profile.threads,
+                connect_timeout: profile.connect_timeout,
+                connect_retries: profile.retries,
+            }))
+        }
+        (PublicAddress::Postgres { .. }, Access::Snowflake(_))
+        | (PublicAddress::Snowflake { .. }, Access::ActAs(_) | Access::Read(_)) => None,
+    }
 }

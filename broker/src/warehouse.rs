@@ -3,11 +3,11 @@
 
 use async_trait::async_trait;
 use kdbt_api::Timestamp;
-use kdbt_api::credential::ScramVerifier;
+use kdbt_api::credential::{PublicKey, ScramVerifier};
 use kdbt_api::lease::LeaseId;
-use kdbt_api::name::{DatabaseName, DbUsername, RoleName};
+use kdbt_api::name::{DatabaseName, DbUsername, RoleName, WarehouseName};
 
-use crate::grant::{Access, Profile, Session};
+use crate::grant::{Access, Profile, Session, SnowflakeRoles};
 use crate::lease::{EngineId, SubjectHash, UserRef};
 use crate::mark::Mark;
 
@@ -22,8 +22,8 @@ pub struct NewUser {
     pub subject: SubjectHash,
     /// The name.
     pub username: DbUsername,
-    /// What the server stores of the password.
-    pub verifier: ScramVerifier,
+    /// What the server stores of the secret.
+    pub credential: Credential,
     /// The database of the target.
     pub database: DatabaseName,
     /// The rights.
@@ -40,6 +40,15 @@ pub struct NewUser {
     pub deadline: tokio::time::Instant,
 }
 
+/// What a server stores of a secret, and all that it needs to recognise its holder.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    /// PostgreSQL: of a password.
+    Verifier(ScramVerifier),
+    /// Snowflake: of a key pair.
+    PublicKey(PublicKey),
+}
+
 /// Why a user was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
@@ -49,8 +58,8 @@ pub enum CreateError {
     /// The server or a check of ours refused. Nothing was made.
     #[error("the warehouse refused to make the user")]
     Refused(#[source] WarehouseError),
-    /// The server may or may not have made the user: the caller records that its end is due.
-    #[error("the answer of the warehouse was lost")]
+    /// The user may exist, whole or in part: the caller records that its end is due.
+    #[error("the user may exist on the warehouse, and is ended")]
     Unknown(#[source] WarehouseError),
 }
 
@@ -105,17 +114,17 @@ pub enum EndOutcome {
 pub struct MarkedUser {
     /// The name; `None` if it is no lease name (somebody renamed it, or commented a role of their own).
     pub username: Option<DbUsername>,
-    /// The role name as the catalog has it.
+    /// The role's or user's name as the catalog has it.
     pub rolname: String,
     /// The engine's id.
     pub engine_id: EngineId,
     /// The mark, or the reason why it cannot be read.
     pub mark: Result<Mark, String>,
-    /// The native expiry.
+    /// The native expiry; on Snowflake, which counts days, the mark's end if that is nearer.
     pub native_end: Option<Timestamp>,
     /// Whether it can log in.
     pub can_login: bool,
-    /// How many sessions it has.
+    /// How many sessions it has; 0 where the engine does not say.
     pub sessions: u32,
 }
 
@@ -152,6 +161,10 @@ pub struct DatabaseNeeds {
     pub create_schemas: bool,
     /// The greatest sum of connections that leases may hold, for the check against `max_connections`.
     pub connections: u32,
+    /// On Snowflake: the pairs of roles that leases get and use.
+    pub roles: Vec<SnowflakeRoles>,
+    /// On Snowflake: the virtual warehouses that leases compute with.
+    pub warehouses: Vec<WarehouseName>,
 }
 
 /// How bad a finding is.
@@ -183,14 +196,16 @@ pub struct Finding {
 /// One server.
 #[async_trait]
 pub trait Warehouse: Send + Sync {
-    /// Makes the user with all memberships, or nothing.
+    /// Makes the user with all memberships, or nothing. An engine without transactions around users (Snowflake) may
+    /// leave one in part: that is `Unknown`, and the caller ends it.
     async fn create_user(&self, user: NewUser) -> Result<EngineId, CreateError>;
 
     /// Moves the native expiry. `Gone` if the user is not there or is another one.
     async fn extend_user(&self, user: &UserRef, ends_at: Timestamp) -> Result<(), WarehouseError>;
 
-    /// Ends the user's sessions and says how many there were; the user lives on.
-    async fn end_sessions(&self, user: &UserRef) -> Result<u32, WarehouseError>;
+    /// Ends the user's sessions and says how many there were; the user lives on. Where an engine ends only what runs
+    /// in them (Snowflake), it does not know how many: `None`.
+    async fn end_sessions(&self, user: &UserRef) -> Result<Option<u32>, WarehouseError>;
 
     /// Ends users: one outcome per user, in order, and one that fails never stops the next. A missing user is
     /// `Dropped`; one whose mark or engine id differs is never touched, and counts as dropped.

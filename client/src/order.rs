@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use kdbt_api::credential::{OwnerProof, Password};
-use kdbt_api::lease::{Connection, IssuedView, LeaseId, LeaseView, OrderRequest, SslMode};
+use kdbt_api::lease::{Connection, IssuedView, LeaseId, LeaseView, OrderRequest, PostgresConnection, SslMode};
 use kdbt_api::name::{ProfileName, TargetName};
 use kdbt_api::problem::ProblemCode;
 use kdbt_api::profile::{self, SecretForm};
@@ -33,7 +33,7 @@ pub(crate) struct Lease {
     /// The target that was asked for.
     pub(crate) target: TargetName,
     /// How to connect; checked.
-    pub(crate) connection: Connection,
+    pub(crate) connection: PostgresConnection,
     /// The profile's name.
     pub(crate) profile: ProfileName,
     /// Shows that the lease is ours, where the token does not.
@@ -67,7 +67,8 @@ impl Lease {
         } else {
             SecretForm::Variable
         };
-        profile::render(&self.profile, &self.target, &self.connection, secret, ca_file).map_err(|error| {
+        let connection = Connection::Postgres(self.connection.clone());
+        profile::render(&self.profile, &self.target, &connection, secret, ca_file).map_err(|error| {
             Failure::new(
                 Code::Failed,
                 format!("this connection cannot be a dbt profile: {error}"),
@@ -91,19 +92,23 @@ pub(crate) async fn order(broker: &Broker, target: TargetName, order: &Order, pr
         rules: order.rules.clone(),
         reason: order.reason.clone(),
         verifier: Some(verifier),
+        public_key: None,
         profile: Some(profile.clone()),
         owner_proof: proof.as_ref().map(OwnerProof::hash),
     };
     let issued = place(broker, &request, order.patience()).await?;
-    if let Err(failure) = check(&issued, &target, &profile, broker.settings()) {
-        // Not to be used, so not to be left behind either; if this fails it ends by itself.
-        let _ = broker.revoke(issued.lease.id, proof.as_ref()).await;
-        return Err(failure);
-    }
+    let connection = match check(&issued, &target, &profile, broker.settings()) {
+        Ok(connection) => connection.clone(),
+        Err(failure) => {
+            // Not to be used, so not to be left behind either; if this fails it ends by itself.
+            let _ = broker.revoke(issued.lease.id, proof.as_ref()).await;
+            return Err(failure);
+        }
+    };
     Ok(Lease {
         view: issued.lease,
         target,
-        connection: issued.connection,
+        connection,
         profile,
         proof,
         password,
@@ -171,13 +176,20 @@ pub(crate) fn may_pass(code: ProblemCode) -> bool {
 }
 
 /// Holds the answer to what was asked and to what dbt may be told (names were checked as they were read).
-fn check(issued: &IssuedView, target: &TargetName, profile: &ProfileName, settings: &Settings) -> Outcome<()> {
+fn check<'a>(
+    issued: &'a IssuedView,
+    target: &TargetName,
+    profile: &ProfileName,
+    settings: &Settings,
+) -> Outcome<&'a PostgresConnection> {
     let wrong = |what: String| Failure::new(Code::Failed, format!("the broker's answer is refused: {what}"));
-    let connection = &issued.connection;
+    let Connection::Postgres(connection) = &issued.connection else {
+        return Err(wrong("it is for Snowflake, and the order was not".into()));
+    };
     if issued.lease.target.as_ref() != Some(target) || issued.lease.user != connection.user {
         return Err(wrong("it is for another target or user than it says".into()));
     }
-    profile::render(profile, target, connection, SecretForm::Variable, None)
+    profile::render(profile, target, &issued.connection, SecretForm::Variable, None)
         .map_err(|error| wrong(error.to_string()))?;
     let weak = connection.sslmode != SslMode::VerifyFull;
     if weak && !is_local(&connection.host) && !settings.allow_insecure {
@@ -194,7 +206,7 @@ fn check(issued: &IssuedView, target: &TargetName, profile: &ProfileName, settin
             return Err(wrong("its certificate authority is no PEM certificate".into()));
         }
     }
-    Ok(())
+    Ok(connection)
 }
 
 fn is_local(host: &str) -> bool {

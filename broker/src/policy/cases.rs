@@ -158,6 +158,7 @@ fn compare(case: &Case, grant: &Grant, differences: &mut Vec<String>) {
         AccessTemplate::Role(role) => (BTreeSet::new(), Some(role.to_string()), false),
         AccessTemplate::Personal { groups, .. } => (groups.clone(), None, true),
         AccessTemplate::Read(groups) => (groups.clone(), None, false),
+        AccessTemplate::Snowflake(roles) => (roles.grants.clone(), Some(roles.session_role.to_string()), false),
     };
     differ("rules", expect.rules.as_ref().map(list), list(&grant.rules));
     differ("member_of", expect.member_of.as_ref().map(list), list(&groups));

@@ -390,6 +390,7 @@ fn session(joined: &[&Rule], owner: &Owner<'_>, threads: u16) -> Session {
         lock_timeout: least(|rule| rule.session.lock_timeout),
         idle_in_transaction_session_timeout: least(|rule| rule.session.idle_in_transaction_session_timeout),
         read_only: matches!(owner, Owner::None) && joined.iter().all(read_only),
+        query_tag: None,
     }
 }
 
@@ -419,6 +420,7 @@ fn profile(joined: &[&Rule], owner: &Owner<'_>) -> Result<ProfileTemplate, Denie
         keepalives_idle: profile(|rule| rule.profile.keepalives_idle.is_some()).and_then(|p| p.keepalives_idle),
         connect_timeout: profile(|rule| rule.profile.connect_timeout.is_some()).and_then(|p| p.connect_timeout),
         retries: profile(|rule| rule.profile.retries.is_some()).and_then(|p| p.retries),
+        warehouse: None,
     })
 }
 

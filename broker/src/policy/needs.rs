@@ -51,6 +51,8 @@ impl PolicySet {
                 own_schemas: here().any(|rule| rule.own_schema.is_some()),
                 create_schemas: here().any(|rule| rule.own_schema.as_ref().is_some_and(|own| own.create_schemas)),
                 connections: here().map(connections).max().unwrap_or(0).into(),
+                roles: Vec::new(),
+                warehouses: Vec::new(),
             }
         });
         Needs {
@@ -126,5 +128,6 @@ pub(super) fn access(grant: &Grant) -> String {
             format!("owns {}{reads}", names.join(", "))
         }
         AccessTemplate::Read(groups) => format!("member of {}", members(groups)),
+        AccessTemplate::Snowflake(roles) => format!("{}, by {}", roles.session_role, members(&roles.grants)),
     }
 }

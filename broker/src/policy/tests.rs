@@ -415,6 +415,8 @@ fn a_server_needs_the_owners_and_groups_of_its_databases() {
             own_schemas: true,
             create_schemas: false,
             connections: 14,
+            roles: [],
+            warehouses: [],
         },
         DatabaseNeeds {
             database: DatabaseName(
@@ -439,6 +441,8 @@ fn a_server_needs_the_owners_and_groups_of_its_databases() {
             own_schemas: false,
             create_schemas: false,
             connections: 20,
+            roles: [],
+            warehouses: [],
         },
     ]
     "#);

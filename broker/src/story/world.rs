@@ -106,8 +106,8 @@ impl Simulated {
     fn find(&self, user: &UserRef) -> Option<u32> {
         let catalog = self.catalog.lock().unwrap();
         let found = catalog.roles.iter().find(|(oid, role)| {
-            let meant = match user.engine_id {
-                Some(EngineId::Oid(id)) => **oid == id,
+            let meant = match user.engine_id.and_then(EngineId::oid) {
+                Some(id) => **oid == id,
                 None => role.name == user.username.as_str(),
             };
             meant && role.lease() == Some(user.lease)
@@ -161,6 +161,7 @@ impl Warehouse for Simulated {
             max_ends_at: user.max_ends_at,
             subject: user.subject.clone(),
             owner: user.access.owner(),
+            ends_at: None,
         };
         let oid = self.add(Role {
             name: user.username.to_string(),
@@ -193,13 +194,11 @@ impl Warehouse for Simulated {
         if fault.is_some() { Err(lost()) } else { Ok(()) }
     }
 
-    async fn end_sessions(&self, user: &UserRef) -> Result<u32, WarehouseError> {
+    async fn end_sessions(&self, user: &UserRef) -> Result<Option<u32>, WarehouseError> {
         let oid = self.find(user).ok_or(WarehouseError::Gone)?;
         let mut catalog = self.catalog.lock().unwrap();
-        Ok(catalog
-            .roles
-            .get_mut(&oid)
-            .map_or(0, |role| std::mem::take(&mut role.sessions)))
+        let role = catalog.roles.get_mut(&oid);
+        Ok(Some(role.map_or(0, |role| std::mem::take(&mut role.sessions))))
     }
 
     async fn end_users(&self, users: &[UserRef]) -> Vec<Result<EndOutcome, WarehouseError>> {
@@ -238,8 +237,7 @@ impl Warehouse for Simulated {
     }
 
     async fn end_marked(&self, user: &MarkedUser) -> Result<EndOutcome, WarehouseError> {
-        let EngineId::Oid(oid) = user.engine_id;
-        self.end(Some(oid)).await
+        self.end(user.engine_id.oid()).await
     }
 
     async fn check(&self, _: &Needs) -> Vec<Finding> {
@@ -293,6 +291,7 @@ pub(super) fn order() -> IssueOrder {
             rules: Vec::new(),
             reason: None,
             verifier: None,
+            public_key: None,
             profile: None,
             owner_proof: None,
         },
@@ -328,7 +327,7 @@ impl World {
         let policies = self.broker.take().map(|broker| broker.policies.load_full());
         let options = SqliteOptions::new(self.warehouse.installation.clone());
         let store = Arc::new(SqliteStore::open(&self.path(), options, self.clock.clone()).unwrap());
-        let public = PublicAddress {
+        let public = PublicAddress::Postgres {
             host: "h".into(),
             port: 1,
             sslmode: SslMode::Disable,

@@ -19,9 +19,10 @@ use tokio_util::task::TaskTracker;
 use self::connect::Connector;
 use self::pool::Pool;
 use self::writer::{Job, Writer};
+use crate::grant::Access;
 use crate::lease::{EngineId, UserRef};
 use crate::warehouse::{
-    CreateError, EndOutcome, Finding, MarkedUser, Needs, NewUser, Sweep, Warehouse, WarehouseError,
+    CreateError, Credential, EndOutcome, Finding, MarkedUser, Needs, NewUser, Sweep, Warehouse, WarehouseError,
 };
 
 pub mod bootstrap;
@@ -160,6 +161,11 @@ impl PostgresWarehouse {
 impl Warehouse for PostgresWarehouse {
     async fn create_user(&self, user: NewUser) -> Result<EngineId, CreateError> {
         let stopping = || CreateError::Refused(WarehouseError::Unreachable("the broker is stopping".into()));
+        if !matches!(user.credential, Credential::Verifier(_)) || matches!(user.access, Access::Snowflake(_)) {
+            return Err(CreateError::Refused(WarehouseError::Unsafe(
+                "a PostgreSQL user has a verifier and PostgreSQL's roles".into(),
+            )));
+        }
         let deadline = user.deadline;
         let (answer, answered) = oneshot::channel();
         // A full queue until the deadline: nothing was sent.
@@ -184,8 +190,8 @@ impl Warehouse for PostgresWarehouse {
         self.ending().extend(user, ends_at).await
     }
 
-    async fn end_sessions(&self, user: &UserRef) -> Result<u32, WarehouseError> {
-        self.ending().end_sessions(user).await
+    async fn end_sessions(&self, user: &UserRef) -> Result<Option<u32>, WarehouseError> {
+        self.ending().end_sessions(user).await.map(Some)
     }
 
     async fn end_users(&self, users: &[UserRef]) -> Vec<Result<EndOutcome, WarehouseError>> {

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use kdbt_api::lease::Engine;
 use kdbt_api::name::TargetName;
-use kdbt_api::profile::{self, SECRET_VARIABLE};
+use kdbt_api::profile;
 use secrecy::ExposeSecret as _;
 
 use crate::broker::Broker;
@@ -26,7 +27,8 @@ pub(crate) async fn profile(settings: Settings, args: Profile) -> Outcome<()> {
     if args.template {
         let target = target.map_or_else(|| "dev".parse::<TargetName>(), Ok);
         let target = target.map_err(|error| Failure::new(Code::Failed, format!("the default target: {error}")))?;
-        let yaml = profile::template(&name, &target).map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
+        let yaml = profile::template(&name, &target, Engine::Postgres)
+            .map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
         return settings.output.product(&yaml);
     }
     // Looked at before a lease is taken that could not be written.
@@ -77,7 +79,10 @@ pub(crate) async fn env(settings: Settings, args: Env) -> Outcome<()> {
     if let Some(path) = stable_ca_file(settings, &lease)? {
         variables.push(("PGSSLROOTCERT", path));
     }
-    variables.push((SECRET_VARIABLE, lease.password().expose_secret().to_owned()));
+    variables.push((
+        profile::secret_variable(Engine::Postgres),
+        lease.password().expose_secret().to_owned(),
+    ));
     let lines: String = variables
         .iter()
         .map(|(name, value)| line(args.shell, name, value))

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kdbt_api::lease::LeaseStatus;
+use kdbt_api::lease::{Engine, LeaseStatus};
 use kdbt_api::name::{ProfileName, TargetName};
 use kdbt_api::profile;
 use secrecy::ExposeSecret as _;
@@ -48,7 +48,7 @@ pub(crate) async fn exec(settings: Settings, args: Exec) -> Outcome<u8> {
         let stub = remembered(&settings, &profile, target.as_ref())?;
         private::create(&folder.path().join("profiles.yml"), stub.as_bytes())?;
         point_dbt_at(&mut command, &folder);
-        command.env(profile::SECRET_VARIABLE, "no-lease");
+        command.env(profile::secret_variable(Engine::Postgres), "no-lease");
         return run_without_lease(&mut command).await;
     }
     let output = settings.output;
@@ -187,7 +187,10 @@ fn fill(command: &mut Command, lease: &Lease, folder: &TemporaryFolder) -> Outco
         None => None,
     };
     child::secure(command, lease, ca_file.as_deref());
-    command.env(profile::SECRET_VARIABLE, lease.password().expose_secret());
+    command.env(
+        profile::secret_variable(Engine::Postgres),
+        lease.password().expose_secret(),
+    );
     command.envs(lease.variables());
     // An `exec` inside this one joins instead of leasing again.
     command.env("KDBT_LEASE_ID", lease.view.id.to_string());
@@ -227,7 +230,7 @@ fn remembered(settings: &Settings, profile: &ProfileName, target: Option<&Target
     let default = || "dev".parse::<TargetName>();
     let target = target.cloned().map_or_else(default, Ok);
     let target = target.map_err(|error| Failure::new(Code::Failed, format!("the default target: {error}")))?;
-    profile::template(profile, &target).map_err(|error| Failure::new(Code::Usage, error.to_string()))
+    profile::template(profile, &target, Engine::Postgres).map_err(|error| Failure::new(Code::Usage, error.to_string()))
 }
 
 fn memory(settings: &Settings, profile: &ProfileName, target: &str) -> Outcome<std::path::PathBuf> {

@@ -112,6 +112,7 @@ fn grant(name: &str) -> Grant {
             lock_timeout: None,
             idle_in_transaction_session_timeout: None,
             read_only: false,
+            query_tag: None,
         },
         profile: ProfileTemplate {
             threads: 4,
@@ -120,6 +121,7 @@ fn grant(name: &str) -> Grant {
             keepalives_idle: None,
             connect_timeout: Some(10),
             retries: None,
+            warehouse: None,
         },
         ttl_range: TtlRange {
             min: ttl,

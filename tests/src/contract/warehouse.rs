@@ -15,7 +15,7 @@ use kdbt_api::name::{DbUsername, RoleName, Slug};
 use kdbt_broker::grant::{Access, Owner, OwnerName, Personal, Profile, Session};
 use kdbt_broker::lease::{EngineId, SubjectHash, UserRef};
 use kdbt_broker::warehouse::postgres::{Era, PostgresConfig, PostgresWarehouse, Tls, bootstrap};
-use kdbt_broker::warehouse::{DatabaseNeeds, EndOutcome, Needs, NewUser, Warehouse};
+use kdbt_broker::warehouse::{Credential, DatabaseNeeds, EndOutcome, Needs, NewUser, Warehouse};
 use rand::SeedableRng;
 use secrecy::ExposeSecret;
 use tokio_postgres::Client;
@@ -98,6 +98,8 @@ impl World {
             own_schemas: true,
             create_schemas: true,
             connections: 20,
+            roles: Vec::new(),
+            warehouses: Vec::new(),
         };
         let needs = Needs {
             databases: vec![of(&database), of(&second)],
@@ -165,7 +167,7 @@ impl World {
             lease: LeaseId::new(uuid::Uuid::now_v7()),
             subject: SubjectHash::of("https://sso.test", slug.as_str()),
             username: DbUsername::new(&slug, slot),
-            verifier: password.verifier(iterations, &mut rng),
+            credential: Credential::Verifier(password.verifier(iterations, &mut rng)),
             database: self.database.parse().unwrap(),
             access,
             session: Session {
@@ -174,6 +176,7 @@ impl World {
                 lock_timeout: None,
                 idle_in_transaction_session_timeout: None,
                 read_only: false,
+                query_tag: None,
             },
             profile: Profile {
                 threads: 4,
@@ -182,6 +185,7 @@ impl World {
                 keepalives_idle: None,
                 connect_timeout: None,
                 retries: None,
+                warehouse: None,
             },
             ends_at: later(3600),
             max_ends_at: later(7200),

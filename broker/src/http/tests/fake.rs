@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use kdbt_api::credential::OwnerProof;
 use kdbt_api::lease::{
     CancelledView, ClientConfig, ClientIssuer, Connection, Engine, ExplainRequest, ExplainView, IssuedView, LeaseId,
-    LeaseList, LeaseStatus, LeaseView, RevocationRequest, RevocationView, SslMode, TargetList, TargetView,
+    LeaseList, LeaseStatus, LeaseView, PostgresConnection, RevocationRequest, RevocationView, SslMode, TargetList,
+    TargetView,
 };
 use kdbt_api::problem::ProblemCode;
 use kdbt_api::{Timestamp, Ttl};
@@ -82,8 +83,7 @@ fn lease(state: LeaseStatus) -> LeaseView {
 fn issued() -> IssuedView {
     IssuedView {
         lease: lease(LeaseStatus::Active),
-        connection: Connection {
-            engine: Engine::Postgres,
+        connection: Connection::Postgres(PostgresConnection {
             host: "dwh.acme.example".to_owned(),
             port: 5432,
             database: "analytics".parse().unwrap(),
@@ -97,7 +97,7 @@ fn issued() -> IssuedView {
             keepalives_idle: None,
             connect_timeout: None,
             retries: None,
-        },
+        }),
         profiles_yml: FRAGMENT.to_owned(),
         secret: None,
     }
@@ -181,7 +181,9 @@ impl Service for FakeService {
         proof: Option<OwnerProof>,
     ) -> Result<CancelledView, UseCaseError> {
         self.note(format!("cancel {} {id} {}", who.subject, text(proof.as_ref())));
-        Ok(CancelledView { sessions_ended: 2 })
+        Ok(CancelledView {
+            sessions_ended: Some(2),
+        })
     }
 
     /// Bob's leases are slow to go.

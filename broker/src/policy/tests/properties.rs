@@ -91,6 +91,7 @@ proptest! {
                     return Ok(());
                 }
                 AccessTemplate::Personal { groups, .. } | AccessTemplate::Read(groups) => groups,
+                AccessTemplate::Snowflake(roles) => roles.grants,
             };
             let edits = has(&token["groups"], "/edit/a");
             prop_assert!(edits || !groups.contains(&"grp_edit".parse().unwrap()));

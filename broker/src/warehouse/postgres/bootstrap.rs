@@ -183,6 +183,8 @@ mod tests {
             own_schemas: true,
             create_schemas: false,
             connections: 40,
+            roles: Vec::new(),
+            warehouses: Vec::new(),
         };
         let needs = Needs {
             databases: vec![database],

@@ -51,17 +51,18 @@ impl Ending<'_> {
     /// The whole ladder for a lease's user.
     pub(super) async fn end(&self, user: &UserRef) -> Result<EndOutcome, WarehouseError> {
         let link = self.warehouse.end.take().await?;
-        let found = match (self.find(&link, user).await, user.engine_id) {
+        let oid = user.engine_id.and_then(EngineId::oid);
+        let found = match (self.find(&link, user).await, oid) {
             // No room for one more lock: end what may fill the table, by functions that need none (S4).
-            (Err(WarehouseError::Server { code, .. }), Some(EngineId::Oid(oid))) if code == NO_LOCKS => {
+            (Err(WarehouseError::Server { code, .. }), Some(oid)) if code == NO_LOCKS => {
                 self.make_room(&link, oid).await?;
                 self.find(&link, user).await?
             }
             (found, _) => found?,
         };
         let Some(found) = found else {
-            return Ok(match user.engine_id {
-                Some(EngineId::Oid(oid)) => self.orphans(&link, oid).await?,
+            return Ok(match oid {
+                Some(oid) => self.orphans(&link, oid).await?,
                 None => EndOutcome::Dropped,
             });
         };
@@ -75,7 +76,9 @@ impl Ending<'_> {
     /// The whole ladder for a user that no lease explains: its mark is ours, and no more is known.
     pub(super) async fn end_marked(&self, user: &MarkedUser) -> Result<EndOutcome, WarehouseError> {
         let link = self.warehouse.end.take().await?;
-        let EngineId::Oid(oid) = user.engine_id;
+        let Some(oid) = user.engine_id.oid() else {
+            return Ok(EndOutcome::Dropped);
+        };
         let Some(found) = look(&link, &format!("r.oid = {oid}::pg_catalog.oid")).await? else {
             return self.orphans(&link, oid).await;
         };
@@ -138,8 +141,8 @@ impl Ending<'_> {
 
     /// The role that is meant: by OID if it is known, and with this lease's mark in any case.
     async fn find(&self, link: &Link, user: &UserRef) -> Result<Option<Found>, WarehouseError> {
-        let condition = match user.engine_id {
-            Some(EngineId::Oid(oid)) => format!("r.oid = {oid}::pg_catalog.oid"),
+        let condition = match user.engine_id.and_then(EngineId::oid) {
+            Some(oid) => format!("r.oid = {oid}::pg_catalog.oid"),
             None => format!("r.rolname = {}", literal(user.username.as_str())),
         };
         let found = look(link, &condition).await?;
@@ -162,7 +165,7 @@ impl Ending<'_> {
     /// yet. What fails is tried again by the next sweep.
     pub(super) async fn join_busy(&self, link: &Link, users: &[MarkedUser]) {
         for user in users.iter().filter(|user| user.sessions > 0) {
-            let EngineId::Oid(oid) = user.engine_id;
+            let Some(oid) = user.engine_id.oid() else { continue };
             // The second value keeps the role in this session's cache.
             let text = format!(
                 "SELECT pg_catalog.pg_has_role(CURRENT_USER, {oid}::pg_catalog.oid, 'USAGE'), pg_catalog.pg_get_userbyid({oid}::pg_catalog.oid)"

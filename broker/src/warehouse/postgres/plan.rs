@@ -8,7 +8,7 @@ use super::sql::{Era, Step, Target, Use};
 use crate::grant::{Access, Owner, OwnerName, Personal};
 use crate::lease::SubjectHash;
 use crate::mark::Mark;
-use crate::warehouse::NewUser;
+use crate::warehouse::{Credential, NewUser};
 
 /// The role that holds the broker's power; its logins act as it, so that they can be rotated.
 pub const BROKER: &str = "kdbt__broker";
@@ -68,6 +68,10 @@ pub(super) fn owner(access: &Access) -> Option<OwnerName> {
 
 /// The user with everything it needs, and nothing else.
 pub(super) fn create_user(user: &NewUser, installation: &InstallationName, era: Era) -> Vec<Step> {
+    let Credential::Verifier(verifier) = &user.credential else {
+        // Refused before it is planned.
+        return Vec::new();
+    };
     let name = user.username.as_str().to_owned();
     let owner = user.access.owner();
     let mark = Mark {
@@ -76,13 +80,14 @@ pub(super) fn create_user(user: &NewUser, installation: &InstallationName, era: 
         max_ends_at: user.max_ends_at,
         subject: user.subject.clone(),
         owner: owner.clone(),
+        ends_at: None,
     };
     let mut steps = vec![
         Step::CreateUser {
             name: name.clone(),
             inherit: owner.is_none(),
             connection_limit: user.session.connection_limit,
-            verifier: user.verifier.to_postgres(),
+            verifier: verifier.to_postgres(),
             until: user.ends_at,
         },
         Step::Comment {
@@ -124,6 +129,8 @@ pub(super) fn create_user(user: &NewUser, installation: &InstallationName, era: 
                 usage: Use::Inherit,
             });
         }
+        // Refused before it is planned.
+        Access::Snowflake(_) => {}
     }
     steps
 }
@@ -247,6 +254,6 @@ pub(super) fn guarded(target: &Target, act: impl IntoIterator<Item = Step>) -> V
 pub(super) fn personal(access: &Access) -> Option<&Personal> {
     match access {
         Access::ActAs(Owner::Personal(personal)) => Some(personal),
-        Access::ActAs(Owner::Role(_)) | Access::Read(_) => None,
+        Access::ActAs(Owner::Role(_)) | Access::Read(_) | Access::Snowflake(_) => None,
     }
 }

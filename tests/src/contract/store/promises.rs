@@ -366,6 +366,7 @@ pub async fn an_adopted_lease_brings_its_slug_home(under: &dyn StoreUnderTest) {
         max_ends_at: at(9000),
         subject: holder("ada").subject_hash(),
         owner: Some("kdbt__own_lovelace".parse().unwrap()),
+        ends_at: None,
     };
     let found = MarkedUser {
         username: Some(username.clone()),

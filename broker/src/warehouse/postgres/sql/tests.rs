@@ -10,14 +10,14 @@ use super::super::plan;
 use super::*;
 use crate::grant::{Access, Owner, Personal, Profile, Session};
 use crate::lease::SubjectHash;
-use crate::warehouse::NewUser;
+use crate::warehouse::{Credential, NewUser};
 
 fn user(access: Access) -> NewUser {
     NewUser {
         lease: LeaseId::new(uuid::Uuid::from_u128(0x0190_23b4_c0de_7abc_8def_0123_4567_89ab)),
         subject: SubjectHash::of("https://sso.acme.example", "ada"),
         username: "kdbt_ada_0".parse().unwrap(),
-        verifier: ScramVerifier::derive(b"pencil", &[7; 16], Iterations::One),
+        credential: Credential::Verifier(ScramVerifier::derive(b"pencil", &[7; 16], Iterations::One)),
         database: "analytics".parse().unwrap(),
         access,
         session: Session {
@@ -26,6 +26,7 @@ fn user(access: Access) -> NewUser {
             lock_timeout: None,
             idle_in_transaction_session_timeout: None,
             read_only: false,
+            query_tag: None,
         },
         profile: Profile {
             threads: 4,
@@ -34,6 +35,7 @@ fn user(access: Access) -> NewUser {
             keepalives_idle: None,
             connect_timeout: None,
             retries: None,
+            warehouse: None,
         },
         ends_at: Timestamp::from_unix(1_788_300_000),
         max_ends_at: Timestamp::from_unix(1_788_307_200),
