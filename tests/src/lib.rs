@@ -13,6 +13,7 @@ pub mod keycloak;
 pub mod postgres;
 pub mod process;
 pub mod provision;
+pub mod snowflake;
 pub mod stack;
 pub mod verify;
 pub mod watchdog;

@@ -12,6 +12,8 @@ mod issuer;
 mod keycloak;
 #[path = "all/main_job.rs"]
 mod main_job;
+#[path = "all/simulator.rs"]
+mod simulator;
 #[path = "all/stack.rs"]
 mod stack;
 #[path = "all/store.rs"]
