@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kdbt_api::Ttl;
-use kdbt_api::lease::LeaseId;
+use kdbt_api::lease::{Engine, LeaseId};
 use kdbt_api::name::{ProfileName, RuleId, TargetName};
 
 const AFTER_HELP: &str = "\
@@ -193,16 +193,37 @@ pub(crate) struct Profile {
     /// Write profiles.yml into this folder instead of standard output
     #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "template"])]
     pub(crate) write: Option<PathBuf>,
-    /// JSON for programs: the lease, the connection, the password, the profile
+    /// JSON for programs: the lease, the connection, the password or private key, the profile
     #[arg(long, conflicts_with = "template")]
     pub(crate) json: bool,
     /// A profile to commit, which `exec` and `env` fill; takes no lease
     #[arg(long)]
     pub(crate) template: bool,
+    /// For --template: the engine of the targets
+    #[arg(long, value_enum, default_value = "postgres", requires = "template")]
+    pub(crate) engine: EngineName,
     #[command(flatten)]
     pub(crate) order: Order,
     #[command(flatten)]
     pub(crate) project: Project,
+}
+
+/// The engines that a profile can be for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum EngineName {
+    /// PostgreSQL
+    Postgres,
+    /// Snowflake
+    Snowflake,
+}
+
+impl From<EngineName> for Engine {
+    fn from(name: EngineName) -> Self {
+        match name {
+            EngineName::Postgres => Self::Postgres,
+            EngineName::Snowflake => Self::Snowflake,
+        }
+    }
 }
 
 /// The shells that `env` speaks.

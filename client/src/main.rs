@@ -13,6 +13,7 @@ mod order;
 mod output;
 mod private;
 mod run;
+mod secret;
 mod settings;
 mod token;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kdbt_api::lease::Engine;
+use kdbt_api::lease::Connection;
 use kdbt_api::name::TargetName;
 use kdbt_api::profile;
 use secrecy::ExposeSecret as _;
@@ -27,7 +27,7 @@ pub(crate) async fn profile(settings: Settings, args: Profile) -> Outcome<()> {
     if args.template {
         let target = target.map_or_else(|| "dev".parse::<TargetName>(), Ok);
         let target = target.map_err(|error| Failure::new(Code::Failed, format!("the default target: {error}")))?;
-        let yaml = profile::template(&name, &target, Engine::Postgres)
+        let yaml = profile::template(&name, &target, args.engine.into())
             .map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
         return settings.output.product(&yaml);
     }
@@ -49,7 +49,7 @@ pub(crate) async fn profile(settings: Settings, args: Profile) -> Outcome<()> {
             settings.output.json(&serde_json::json!({
                 "lease": lease.view,
                 "connection": lease.connection,
-                "password": lease.password().expose_secret(),
+                (lease.secret.kind()): lease.secret.text().expose_secret(),
                 "profiles_yml": yaml.expose_secret(),
             }))?;
         } else {
@@ -73,16 +73,15 @@ pub(crate) async fn env(settings: Settings, args: Env) -> Outcome<()> {
     let settings = broker.settings();
     order::keep_proof(settings, &lease)?;
     let mut variables = lease.variables();
-    variables.push(("PGAPPNAME", format!("kdbt/{}", lease.view.id)));
-    variables.push(("PGSSLMODE", lease.connection.sslmode.as_str().to_owned()));
-    variables.push(("PGREQUIREAUTH", "scram-sha-256".to_owned()));
+    if let Connection::Postgres(connection) = &lease.connection {
+        variables.push(("PGAPPNAME", format!("kdbt/{}", lease.view.id)));
+        variables.push(("PGSSLMODE", connection.sslmode.as_str().to_owned()));
+        variables.push(("PGREQUIREAUTH", "scram-sha-256".to_owned()));
+    }
     if let Some(path) = stable_ca_file(settings, &lease)? {
         variables.push(("PGSSLROOTCERT", path));
     }
-    variables.push((
-        profile::secret_variable(Engine::Postgres),
-        lease.password().expose_secret().to_owned(),
-    ));
+    variables.push((lease.secret_variable(), lease.secret.text().expose_secret().to_owned()));
     let lines: String = variables
         .iter()
         .map(|(name, value)| line(args.shell, name, value))
@@ -115,7 +114,7 @@ fn tell(output: Output, lease: &Lease) {
 
 /// A place for the CA that is the same each time: its path is part of what dbt's parse cache hangs on.
 fn stable_ca_file(settings: &Settings, lease: &Lease) -> Outcome<Option<String>> {
-    let Some(pem) = &lease.connection.ca_pem else {
+    let Some(pem) = lease.ca_pem() else {
         return Ok(None);
     };
     let path = settings.state_file("ca", &format!("{}.pem", crate::login::file_name(&[pem])))?;
@@ -137,7 +136,7 @@ fn utf8(path: &Path) -> Outcome<String> {
 fn write(lease: &Lease, folder: &Path) -> Outcome<()> {
     private::create_folder(folder)?;
     let folder = std::path::absolute(folder).map_err(|error| Failure::file("find", folder, &error))?;
-    let ca_file = match &lease.connection.ca_pem {
+    let ca_file = match lease.ca_pem() {
         Some(pem) => {
             let path = folder.join("kdbt-ca.pem");
             private::write(&path, pem.as_bytes())?;

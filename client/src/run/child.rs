@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kdbt_api::Ttl;
-use kdbt_api::lease::{LeaseId, LeaseView};
+use kdbt_api::lease::{LeaseId, LeaseView, PostgresConnection};
 use rand::RngExt as _;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
@@ -40,12 +40,12 @@ pub(crate) fn command(words: &[OsString], keep_env: bool) -> Outcome<Command> {
 }
 
 /// Tells libpq, in whatever client, how to connect safely; the server's host and user come from elsewhere.
-pub(crate) fn secure(command: &mut Command, lease: &Lease, ca_file: Option<&OsStr>) {
+pub(crate) fn secure(command: &mut Command, lease: &Lease, connection: &PostgresConnection, ca_file: Option<&OsStr>) {
     for name in MISLEADING {
         command.env_remove(name);
     }
     command.env("PGAPPNAME", format!("kdbt/{}", lease.view.id));
-    command.env("PGSSLMODE", lease.connection.sslmode.as_str());
+    command.env("PGSSLMODE", connection.sslmode.as_str());
     // A server that asks for the password in clear is not the one that knows its verifier (S18).
     command.env("PGREQUIREAUTH", "scram-sha-256");
     if let Some(file) = ca_file {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kdbt_api::lease::{Engine, LeaseStatus};
+use kdbt_api::lease::{Connection, Engine, LeaseStatus};
 use kdbt_api::name::{ProfileName, TargetName};
 use kdbt_api::profile;
 use secrecy::ExposeSecret as _;
@@ -48,7 +48,9 @@ pub(crate) async fn exec(settings: Settings, args: Exec) -> Outcome<u8> {
         let stub = remembered(&settings, &profile, target.as_ref())?;
         private::create(&folder.path().join("profiles.yml"), stub.as_bytes())?;
         point_dbt_at(&mut command, &folder);
-        command.env(profile::secret_variable(Engine::Postgres), "no-lease");
+        for engine in [Engine::Postgres, Engine::Snowflake] {
+            command.env(profile::secret_variable(engine), "no-lease");
+        }
         return run_without_lease(&mut command).await;
     }
     let output = settings.output;
@@ -93,14 +95,21 @@ pub(crate) async fn psql(settings: Settings, args: Psql) -> Outcome<u8> {
         Taken::Lease(lease) => lease,
         Taken::Signal(code) => return Ok(code),
     };
+    let Connection::Postgres(connection) = lease.connection.clone() else {
+        revoke(&broker, &lease).await;
+        let failure = Failure::new(
+            Code::Usage,
+            format!("`{}` is on Snowflake, which psql cannot reach", lease.target),
+        );
+        return Err(failure.hint("`kdbt-client exec -- dbt debug` shows whether the lease works"));
+    };
     let started = TemporaryFolder::new().and_then(|folder| {
         fill(&mut command, &lease, &folder)?;
-        let connection = &lease.connection;
         command.env("PGHOST", &connection.host);
         command.env("PGPORT", connection.port.to_string());
         command.env("PGUSER", connection.user.as_str());
         command.env("PGDATABASE", connection.database.as_str());
-        command.env("PGPASSWORD", lease.password().expose_secret());
+        command.env("PGPASSWORD", lease.secret.text().expose_secret());
         Ok(folder)
     });
     let result = match started {
@@ -178,7 +187,7 @@ fn point_dbt_at(command: &mut Command, folder: &TemporaryFolder) {
 
 /// What a child gets of a lease. Never a target or a profile by dbt's own variables: they void its parse cache.
 fn fill(command: &mut Command, lease: &Lease, folder: &TemporaryFolder) -> Outcome<()> {
-    let ca_file = match &lease.connection.ca_pem {
+    let ca_file = match lease.ca_pem() {
         Some(pem) => {
             let path = folder.path().join("ca.pem");
             private::create(&path, pem.as_bytes())?;
@@ -186,11 +195,10 @@ fn fill(command: &mut Command, lease: &Lease, folder: &TemporaryFolder) -> Outco
         }
         None => None,
     };
-    child::secure(command, lease, ca_file.as_deref());
-    command.env(
-        profile::secret_variable(Engine::Postgres),
-        lease.password().expose_secret(),
-    );
+    if let Connection::Postgres(connection) = &lease.connection {
+        child::secure(command, lease, connection, ca_file.as_deref());
+    }
+    command.env(lease.secret_variable(), lease.secret.text().expose_secret());
     command.envs(lease.variables());
     // An `exec` inside this one joins instead of leasing again.
     command.env("KDBT_LEASE_ID", lease.view.id.to_string());

@@ -34,6 +34,8 @@ pub(crate) struct Knobs {
     pub(crate) targets: Vec<&'static str>,
     pub(crate) expires_in: i64,
     pub(crate) refresh_works: bool,
+    /// Other members of the connection than those of a PostgreSQL target: the target is on Snowflake.
+    pub(crate) snowflake: Option<Value>,
 }
 
 /// A call to the broker.
@@ -81,6 +83,7 @@ impl Fake {
                 targets: vec!["dev"],
                 expires_in: 300,
                 refresh_works: true,
+                snowflake: None,
             }),
             calls: Mutex::default(),
             login: Mutex::default(),
@@ -327,6 +330,11 @@ fn form(body: &[u8]) -> Value {
     )
 }
 
+/// The body of the call that is being answered.
+fn body_of(shared: &Shared) -> Value {
+    shared.calls.lock().unwrap().last().unwrap().body.clone()
+}
+
 async fn broker(
     State(shared): App,
     Path(path): Path<String>,
@@ -367,6 +375,34 @@ async fn broker(
         ("POST", "leases") => {
             if let Some((status, code, retry_after)) = knobs.refusals.pop_front() {
                 return problem(status, code, retry_after);
+            }
+            let wanted = if knobs.snowflake.is_some() {
+                "public_key"
+            } else {
+                "verifier"
+            };
+            if body_of(&shared)[wanted].is_null() {
+                let engine = if knobs.snowflake.is_some() {
+                    "snowflake"
+                } else {
+                    "postgres"
+                };
+                let body =
+                    json!({"type": "x", "title": "x", "status": 422, "code": "wrong-credential", "reason": engine});
+                return answer(422, &body);
+            }
+            if let Some(other) = &knobs.snowflake {
+                let mut connection = json!({
+                    "engine": "snowflake", "account": "myorg-myacct", "user": "KDBT_ADA_0", "role": "DBT_FINANCE",
+                    "database": "ANALYTICS", "warehouse": "BI", "schema": "FINANCE", "threads": 4,
+                });
+                for (name, value) in other.as_object().unwrap() {
+                    connection[name] = value.clone();
+                }
+                return answer(
+                    201,
+                    &json!({"lease": lease("active", 0), "connection": connection, "profiles_yml": "{{ lies }}"}),
+                );
             }
             let connection = json!({
                 "engine": "postgres", "host": knobs.host, "port": 5432, "database": "analytics", "user": "kdbt_ada_0",

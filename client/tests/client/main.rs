@@ -10,3 +10,5 @@ mod help;
 mod login;
 #[cfg(test)]
 mod profile;
+#[cfg(test)]
+mod snowflake;

@@ -1,0 +1,162 @@
+//! Leases on Snowflake: a key pair that is made here, and is nowhere else.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kdbt_api::credential::PublicKey;
+use serde_json::{Value, json};
+
+use crate::fake::{Call, Fake, LEASE, stderr, stdout};
+
+fn snowflake() -> Fake {
+    let fake = Fake::start();
+    fake.knobs().snowflake = Some(json!({}));
+    fake
+}
+
+fn orders(fake: &Fake) -> Vec<Call> {
+    let calls = fake.calls().into_iter();
+    calls.filter(|call| call.line == "POST /v1/leases").collect()
+}
+
+fn key(text: &str) -> String {
+    let line = text
+        .lines()
+        .find(|line| line.contains("private_key:") || line.contains("PRIVATE_KEY="));
+    let key = line.unwrap().split(['"', '\'']).nth(1).unwrap().to_owned();
+    assert!((1210..1224).contains(&STANDARD.decode(&key).unwrap().len()));
+    key
+}
+
+#[test]
+fn a_profile_holds_a_key_whose_public_half_the_broker_got_and_nothing_of_the_private_one() {
+    let fake = snowflake();
+    let output = fake.client_with_token(&["profile"]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let yaml = stdout(&output);
+    let secret = key(&yaml);
+    insta::assert_snapshot!(yaml.replace(&secret, "<key>"), @r#"
+    "kdbt":
+      target: "dev"
+      outputs:
+        "dev":
+          type: snowflake
+          account: "myorg-myacct"
+          user: "KDBT_ADA_0"
+          private_key: "<key>"
+          role: "DBT_FINANCE"
+          database: "ANALYTICS"
+          warehouse: "BI"
+          schema: "FINANCE"
+          threads: 4
+    "#);
+    let order = orders(&fake).pop().unwrap();
+    assert!(order.body["public_key"].as_str().unwrap().parse::<PublicKey>().is_ok());
+    assert_eq!(order.body["verifier"], Value::Null);
+    assert!(!format!("{:?}", fake.calls()).contains(&secret));
+    assert!(!stderr(&output).contains(&secret));
+}
+
+#[test]
+fn the_engine_is_learnt_once_and_unlearnt_when_it_changes() {
+    let fake = snowflake();
+    let profile = || {
+        let before = orders(&fake).len();
+        let output = fake.client_with_token(&["profile"]).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        orders(&fake).split_off(before)
+    };
+    let first = profile();
+    assert_eq!(first.len(), 2, "a verifier, then a key");
+    let keys: Vec<_> = first.iter().map(|call| &call.headers["idempotency-key"]).collect();
+    assert_ne!(keys[0], keys[1], "another order has another key");
+    assert_eq!(profile().len(), 1, "a key at once");
+    fake.knobs().snowflake = None;
+    let healed = profile();
+    assert_eq!((healed.len(), healed[1].body["verifier"].is_string()), (2, true));
+    assert_eq!(profile().len(), 1);
+}
+
+#[test]
+fn exec_keeps_the_key_in_one_variable_and_out_of_every_file_and_of_libpq() {
+    let fake = snowflake();
+    let script = "env; echo FILE; cat $DBT_PROFILES_DIR/*";
+    let output = fake
+        .client_with_token(&["exec", "--", "sh", "-c", script])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    let (environment, files) = text.split_once("FILE\n").unwrap();
+    let secret = environment
+        .lines()
+        .find_map(|line| line.strip_prefix("DBT_ENV_SECRET_KDBT_PRIVATE_KEY="));
+    let secret = secret.unwrap();
+    assert_eq!(environment.matches(secret).count(), 1);
+    assert!(!files.contains(secret));
+    assert!(files.contains("env_var('DBT_ENV_SECRET_KDBT_PRIVATE_KEY')"), "{files}");
+    for variable in [
+        "KDBT_ACCOUNT=myorg-myacct",
+        "KDBT_USER=KDBT_ADA_0",
+        "KDBT_ROLE=DBT_FINANCE",
+        "KDBT_WAREHOUSE=BI",
+    ] {
+        assert!(environment.lines().any(|line| line == variable), "{variable}");
+    }
+    assert!(!environment.contains("PGSSLMODE") && !environment.contains("KDBT_PASSWORD"));
+    assert_eq!(fake.lines().last(), Some(&format!("DELETE /v1/leases/{LEASE}")));
+}
+
+#[test]
+fn psql_on_snowflake_is_refused_and_leaves_no_lease() {
+    let fake = snowflake();
+    let output = fake.client_with_token(&["psql"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(
+        stderr(&output).contains("is on Snowflake, which psql cannot reach"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(fake.lines().last(), Some(&format!("DELETE /v1/leases/{LEASE}")));
+}
+
+#[test]
+fn a_broker_that_lies_about_an_account_is_refused_and_its_lease_ended() {
+    let address = |host: &str| json!({"address": {"host": host, "port": 80, "plain": true}});
+    for (lie, why) in [
+        (json!({"account": "{{ env_var('HOME') }}"}), "Jinja"),
+        (json!({"account": "https://evil.example"}), "account identifier"),
+        (json!({"user": "KDBT_BOB_0"}), "another user"),
+        (address("evil.example"), "plain http"),
+        (address("evil.example/x"), "host name"),
+    ] {
+        let fake = Fake::start();
+        fake.knobs().snowflake = Some(lie.clone());
+        let output = fake.client_with_token(&["profile"]).output().unwrap();
+        assert!(!output.status.success(), "{lie}");
+        assert_eq!(stdout(&output), "");
+        assert!(stderr(&output).contains(why), "{lie}: {}", stderr(&output));
+        assert_eq!(fake.lines().last(), Some(&format!("DELETE /v1/leases/{LEASE}")));
+    }
+}
+
+#[test]
+fn a_template_for_snowflake_is_asked_for_by_name() {
+    let fake = Fake::start();
+    let output = fake
+        .client(&["profile", "--template", "--engine", "snowflake"])
+        .output()
+        .unwrap();
+    assert!(
+        stdout(&output).contains("env_var('KDBT_ACCOUNT', 'no-lease')"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        !fake
+            .client(&["profile", "--engine", "snowflake"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+}
