@@ -104,9 +104,10 @@ fn unreserved(name: &str) -> bool {
         && !["public", "none", "current_user", "session_user", "current_role", "user"].contains(&lower.as_str())
 }
 
-/// `kdbt_…` names the broker's own users and roles: a policy must never name one.
+/// `kdbt_…` names lease users, and `kdbt__…` the broker's own roles: a policy must never name one. Capitals are another
+/// name: `KDBT_…` is what DBAs call the wrapper roles on Snowflake that they hand to the broker.
 fn not_ours(name: &str) -> bool {
-    unreserved(name) && !name.to_ascii_lowercase().starts_with("kdbt_")
+    unreserved(name) && !name.starts_with("kdbt_") && !name.to_ascii_lowercase().starts_with("kdbt__")
 }
 
 macro_rules! name {
@@ -461,10 +462,13 @@ mod tests {
                 "{text}"
             );
         }
-        assert!(matches!(
-            "kdbt__broker".parse::<RoleName>(),
-            Err(NameError::Reserved { .. })
-        ));
+        for ours in ["kdbt__broker", "KDBT__BROKER", "kdbt_ada_0"] {
+            assert!(
+                matches!(ours.parse::<RoleName>(), Err(NameError::Reserved { .. })),
+                "{ours}"
+            );
+        }
+        assert!("KDBT_ENT_MARTS_READER".parse::<RoleName>().is_ok(), "a DBA's wrapper");
         assert!(
             "a".repeat(64).parse::<RoleName>().is_err(),
             "PostgreSQL would cut it without a word"
