@@ -369,12 +369,12 @@ impl Policies {
             tracing::warn!("{warning}");
         }
         let set = Arc::new(loaded.set);
-        for server in set.servers() {
-            anyhow::ensure!(
-                broker.servers.contains_key(&server),
-                "the policy names server `{server}`, which the config does not have"
-            );
-        }
+        let servers = broker.servers.values();
+        let engines = servers
+            .map(|server| (server.name.clone(), server.public.engine()))
+            .collect();
+        set.check_servers(&engines)
+            .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
         let hash = set.hash().to_string();
         broker.store.audit(activated(broker.clock.now(), &hash)).await?;
         broker.policies.store(Some(set));

@@ -333,3 +333,81 @@ pub struct Profile {
     #[serde(default)]
     pub warehouse: Option<WarehouseName>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(grants: &[&str], session_role: &str) -> RenderedGrant {
+        let ttl = Ttl::from_secs(60).unwrap();
+        let grant = Grant {
+            target: Target {
+                name: "lake".parse().unwrap(),
+                server: "sf".parse().unwrap(),
+                engine: Engine::Snowflake,
+                database: "ANALYTICS".parse().unwrap(),
+                tier: "dev".into(),
+            },
+            rules: Vec::new(),
+            policy: PolicyHash(String::new()),
+            access: AccessTemplate::Snowflake(SnowflakeRoles {
+                grants: grants.iter().map(|role| role.parse().unwrap()).collect(),
+                session_role: session_role.parse().unwrap(),
+            }),
+            session: Session {
+                connection_limit: 14,
+                statement_timeout: None,
+                lock_timeout: None,
+                idle_in_transaction_session_timeout: None,
+                read_only: false,
+                query_tag: None,
+            },
+            profile: ProfileTemplate {
+                threads: 4,
+                schema: SchemaTemplate("dbt_{{username}}".into()),
+                search_path: Vec::new(),
+                keepalives_idle: None,
+                connect_timeout: None,
+                retries: None,
+                warehouse: None,
+            },
+            ttl_range: TtlRange {
+                min: ttl,
+                default: ttl,
+                max: ttl,
+            },
+            ttl,
+            not_after: None,
+            slug: "ada".parse().unwrap(),
+        };
+        grant.render(&grant.slug).unwrap()
+    }
+
+    #[test]
+    fn a_snowflake_lease_is_kept_only_while_the_policy_gives_every_role_and_the_same_session_role() {
+        let old = lease(&["W_READ", "W_EDIT"], "EDITOR");
+        assert!(old.covers(&old));
+        assert!(lease(&["W_READ", "W_EDIT", "W_MORE"], "EDITOR").covers(&old));
+        assert!(!lease(&["W_EDIT"], "EDITOR").covers(&old), "a role is gone");
+        assert!(
+            !lease(&["W_READ", "W_EDIT"], "READER").covers(&old),
+            "sessions would act otherwise"
+        );
+    }
+
+    #[test]
+    fn a_lease_of_one_engine_never_covers_one_of_the_other_nor_another_database() {
+        let old = lease(&["W_READ"], "READER");
+        let mut other = old.clone();
+        other.access = Access::Read(["W_READ".parse().unwrap()].into());
+        assert!(!other.covers(&old) && !old.covers(&other));
+        let mut other = old.clone();
+        other.target.database = "ELSEWHERE".parse().unwrap();
+        assert!(!other.covers(&old));
+    }
+
+    #[test]
+    fn a_schema_on_snowflake_is_in_capitals() {
+        assert_eq!(lease(&["W"], "R").profile.schema.as_str(), "DBT_ADA");
+    }
+}

@@ -11,13 +11,16 @@ mod explain;
 mod facts;
 mod limits;
 mod needs;
+mod shapes;
+mod unite;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use kdbt_api::lease::Engine;
 use kdbt_api::name::{RuleId, ServerName, TargetName};
 use kdbt_api::{Timestamp, Ttl};
 
@@ -26,7 +29,7 @@ pub use self::check::LINTS;
 pub use self::decide::Denied;
 pub use self::explain::Explanation;
 
-use self::document::{Document, GrantSet, Rule};
+use self::document::{Document, GrantSet, Place, RolePair, Rule};
 use self::facts::ClaimTypes;
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::grant::PolicyHash;
@@ -162,14 +165,11 @@ impl PolicySet {
         &self.hash
     }
 
-    /// The servers that targets name.
+    /// The servers that targets name, and of which engine they say that each is.
     #[must_use]
-    pub fn servers(&self) -> BTreeSet<ServerName> {
-        self.document
-            .targets
-            .iter()
-            .map(|target| target.value.server.clone())
-            .collect()
+    pub fn servers(&self) -> BTreeMap<ServerName, Engine> {
+        let targets = self.document.targets.iter().map(|target| &target.value);
+        targets.map(|target| (target.server.clone(), target.engine)).collect()
     }
 
     /// The grant sets of a rule.
@@ -178,9 +178,22 @@ impl PolicySet {
         named.filter_map(|name| self.document.grants.iter().find(|set| set.name == name.value))
     }
 
-    /// Whether leases of a rule can write to what they do not own personally.
-    fn writes(&self, rule: &Rule) -> bool {
-        rule.create_as.is_some() || self.sets_of(rule).any(|set| set.write)
+    /// Whether leases of a rule can write to what they do not own personally, on targets of an engine.
+    fn writes(&self, rule: &Rule, engine: Engine) -> bool {
+        rule.create_as.is_some() || self.sets_of(rule).any(|set| set.writes(engine))
+    }
+
+    /// The pairs of roles that a rule gives on Snowflake. The first one's session role is the rule's.
+    fn pairs_of<'a>(&'a self, rule: &'a Rule) -> impl Iterator<Item = &'a RolePair> {
+        let owner = rule.create_as.iter().filter_map(|create| create.snowflake.as_ref());
+        let wrappers = self.sets_of(rule).filter_map(|set| set.snowflake.as_ref());
+        owner.chain(wrappers.map(|wrapper| &wrapper.pair))
+    }
+
+    /// The first of a rule's targets on an engine.
+    fn place_on<'a>(&'a self, rule: &'a Rule, engine: Engine) -> Option<&'a Place> {
+        let mut targets = self.document.targets.iter();
+        targets.find(|target| target.value.engine == engine && rule.on(&target.value.name))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kdbt_api::Timestamp;
-use kdbt_api::lease::{SnowflakeAddress, SslMode};
+use kdbt_api::lease::{Engine, SnowflakeAddress, SslMode};
 use kdbt_api::name::ServerName;
 use tokio::sync::{Notify, watch};
 
@@ -39,6 +39,17 @@ pub enum PublicAddress {
         /// Where it is, if not where its name says.
         address: Option<SnowflakeAddress>,
     },
+}
+
+impl PublicAddress {
+    /// The engine of the server.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self::Postgres { .. } => Engine::Postgres,
+            Self::Snowflake { .. } => Engine::Snowflake,
+        }
+    }
 }
 
 /// A server, its reaper's bell, and what the last sweep saw.

@@ -87,10 +87,10 @@ impl Doctor {
     ) -> Result<Vec<(&'c ServerName, &'c config::Server)>, String> {
         let named = match &self.target {
             Some(target) => match policies.target(target).map(|target| &target.server) {
-                Some(server) => [server.clone()].into(),
+                Some(server) => vec![server.clone()],
                 None => return Err(format!("the policy has no target `{target}`")),
             },
-            None => policies.servers(),
+            None => policies.servers().into_keys().collect(),
         };
         let missing = |name| format!("the policy names server `{name}`, which the config does not have");
         named

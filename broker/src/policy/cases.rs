@@ -158,7 +158,13 @@ fn compare(case: &Case, grant: &Grant, differences: &mut Vec<String>) {
         AccessTemplate::Role(role) => (BTreeSet::new(), Some(role.to_string()), false),
         AccessTemplate::Personal { groups, .. } => (groups.clone(), None, true),
         AccessTemplate::Read(groups) => (groups.clone(), None, false),
-        AccessTemplate::Snowflake(roles) => (roles.grants.clone(), Some(roles.session_role.to_string()), false),
+        AccessTemplate::Snowflake(_) => (BTreeSet::new(), None, false),
+    };
+    let (granted, session_role) = match &grant.access {
+        AccessTemplate::Snowflake(roles) => (roles.grants.clone(), roles.session_role.to_string()),
+        AccessTemplate::Role(_) | AccessTemplate::Personal { .. } | AccessTemplate::Read(_) => {
+            (BTreeSet::new(), "none".to_owned())
+        }
     };
     differ("rules", expect.rules.as_ref().map(list), list(&grant.rules));
     differ("member_of", expect.member_of.as_ref().map(list), list(&groups));
@@ -171,6 +177,21 @@ fn compare(case: &Case, grant: &Grant, differences: &mut Vec<String>) {
         "own_schema",
         expect.own_schema.map(|own| own.to_string()),
         personal.to_string(),
+    );
+    differ("grant_roles", expect.grant_roles.as_ref().map(list), list(&granted));
+    differ(
+        "session_role",
+        expect.session_role.as_ref().map(ToString::to_string),
+        session_role,
+    );
+    differ(
+        "warehouse",
+        expect.warehouse.as_ref().map(ToString::to_string),
+        grant
+            .profile
+            .warehouse
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), ToString::to_string),
     );
     differ(
         "default_ttl",

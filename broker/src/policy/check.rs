@@ -4,19 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kdbt_api::name::{RoleName, TargetName};
+use kdbt_api::lease::Engine;
+use kdbt_api::name::TargetName;
 
-use super::document::{ClaimValue, Condition, Document, Rule};
+use super::document::{ClaimValue, Condition, CreateAs, Document, RolePair, Rule};
 use super::facts::{ClaimTypes, Types};
 use super::{IssuerFacts, PolicySet};
 use crate::diagnostics::{Diagnostic, Diagnostics, Span, suggestion};
-use crate::grant::SchemaTemplate;
 use crate::identity::Provides;
 
 /// Every lint of this version; `docs/policies.md` explains each.
-pub const LINTS: [&str; 17] = [
+pub const LINTS: [&str; 18] = [
     "K001", "K002", "K003", "K004", "K005", "K006", "K008", "K009", "K010", "K013", "K014", "K020", "K021", "K022",
-    "K025", "K027", "K028",
+    "K025", "K027", "K028", "K030",
 ];
 
 /// Roles of managed servers and distributions that can do nearly everything.
@@ -30,6 +30,16 @@ const PRIVILEGED: [&str; 9] = [
     "cloudsqladmin",
     "azure_pg_admin",
     "azuresu",
+];
+
+/// Snowflake's own roles, which administer the account.
+const ADMINISTRATORS: [&str; 6] = [
+    "ACCOUNTADMIN",
+    "GLOBALORGADMIN",
+    "ORGADMIN",
+    "SECURITYADMIN",
+    "SYSADMIN",
+    "USERADMIN",
 ];
 
 /// Which claims the rules read, and as what.
@@ -68,6 +78,7 @@ impl PolicySet {
     /// Reports all mistakes and doubts.
     pub(super) fn check(&self, found: &mut Diagnostics) {
         self.check_ids(found);
+        self.check_engines(found);
         for rule in &self.document.rules {
             self.check_references(rule, found);
             check_who(rule, found);
@@ -76,6 +87,7 @@ impl PolicySet {
                 check_deny(rule, found);
             } else {
                 self.check_allow(rule, found);
+                self.check_shapes(rule, found);
             }
         }
         self.check_pairs(found);
@@ -173,13 +185,11 @@ impl PolicySet {
                 "a schema of one's own comes with the rules that need neither naming nor a reason; move the grants there",
             ));
         }
-        let prod = self
-            .document
-            .targets
-            .iter()
-            .find(|t| rule.on(&t.value.name) && t.value.tier == "prod");
+        let mut targets = self.document.targets.iter().map(|target| &target.value);
+        let writes_to_prod =
+            targets.any(|target| rule.on(&target.name) && target.tier == "prod" && self.writes(rule, target.engine));
         let guarded = rule.opt_in || rule.reason_required || !rule.when.claims.is_empty();
-        if prod.is_some() && self.writes(rule) && !guarded {
+        if writes_to_prod && !guarded {
             let warning = Diagnostic::warning(format!("the rule `{}` writes to prod without being asked", rule.id));
             found.push(at(warning.code("K009")).help("add `opt_in: true`, `reason: required`, or a claim to `when`"));
         }
@@ -195,9 +205,8 @@ impl PolicySet {
         let allow: Vec<&Rule> = self.document.rules.iter().filter(|rule| !rule.deny).collect();
         for (n, first) in allow.iter().enumerate() {
             for second in allow.iter().skip(n + 1) {
-                let shared = first.targets.iter().any(|target| second.on(&target.value));
-                if shared && !exclusive(first, second) {
-                    conflicts(first, second, found);
+                if first.rank == second.rank && !exclusive(first, second) {
+                    self.check_conflicts(first, second, found);
                 }
                 if let Some((weak, strong)) = shadowed(first, second).or_else(|| shadowed(second, first)) {
                     let warning =
@@ -208,23 +217,100 @@ impl PolicySet {
         }
     }
 
-    fn check_roles(&self, found: &mut Diagnostics) {
-        let groups = self
-            .document
-            .grants
-            .iter()
-            .flat_map(|set| set.member_of.iter().map(|role| (role, &set.span)));
-        let owners = self.document.rules.iter().filter_map(|rule| rule.create_as.as_ref());
-        for (role, span) in groups.chain(owners.map(|role| (&role.value, &role.span))) {
-            if privileged(role) {
-                let error = Diagnostic::error(format!("`{role}` can do nearly everything on its server"));
-                found.push(
-                    error
-                        .code("K008")
-                        .at(span)
-                        .help("make a group role that can do just what is needed"),
-                );
+    /// Same rank, same target, and different answers to a question that has one answer only.
+    fn check_conflicts(&self, first: &Rule, second: &Rule, found: &mut Diagnostics) {
+        let targets = self.document.targets.iter().map(|target| &target.value);
+        let shared: BTreeSet<Engine> = targets
+            .filter(|target| first.on(&target.name) && second.on(&target.name))
+            .map(|target| target.engine)
+            .collect();
+        if shared.is_empty() {
+            return;
+        }
+        let owners = if shared.contains(&Engine::Postgres) && !same_owner(first, second) {
+            Some("who owns what dbt makes")
+        } else if shared.contains(&Engine::Snowflake) && !self.same_session_role(first, second) {
+            Some("the role that sessions use")
+        } else {
+            None
+        };
+        let message = |what| {
+            format!(
+                "`{}` and `{}` can join together, and disagree on {what}",
+                first.id, second.id
+            )
+        };
+        if let Some(what) = owners {
+            let error = Diagnostic::error(message(what)).code("K013").at(&second.span);
+            found.push(error.help("give one of them a higher `rank`, or let one exclude the other"));
+            return;
+        }
+        let schema = |rule: &Rule| {
+            let own = rule.own_schema.as_ref().map(|own| own.name.0.clone());
+            rule.profile
+                .schema
+                .as_ref()
+                .map(|schema| schema.value.0.clone())
+                .or(own)
+        };
+        let warehouse = |rule: &Rule| rule.profile.warehouse.as_ref().map(|name| name.value.to_string());
+        for (what, one, other) in [
+            ("dbt's schema", schema(first), schema(second)),
+            ("the virtual warehouse", warehouse(first), warehouse(second)),
+        ] {
+            if let (Some(one), Some(other)) = (one, other)
+                && one != other
+            {
+                let warning = Diagnostic::warning(message(what)).code("K013").at(&second.span);
+                found.push(warning.help(format!(
+                    "`{one}` wins as it comes first; give one of them a higher `rank`"
+                )));
             }
+        }
+    }
+
+    /// A `create_as` beats what others would use.
+    fn same_session_role(&self, first: &Rule, second: &Rule) -> bool {
+        let decides = first.create_as.is_some() == second.create_as.is_some();
+        match (self.session_role(first), self.session_role(second)) {
+            (Some(one), Some(other)) => !decides || one == other,
+            (None, _) | (_, None) => true,
+        }
+    }
+
+    fn check_roles(&self, found: &mut Diagnostics) {
+        let groups = self.document.grants.iter().flat_map(|set| {
+            set.postgres
+                .iter()
+                .flat_map(|groups| &groups.roles)
+                .map(|role| (role, &set.span))
+        });
+        let creating = || self.document.rules.iter().filter_map(|rule| rule.create_as.as_ref());
+        let owners = creating().filter_map(|create| create.postgres.as_ref());
+        let postgres = groups.chain(owners.map(|role| (&role.value, &role.span)));
+        let wrapped = self.document.grants.iter().filter_map(|set| set.snowflake.as_ref());
+        let pairs: Vec<&RolePair> = wrapped
+            .map(|wrapper| &wrapper.pair)
+            .chain(creating().filter_map(|create| create.snowflake.as_ref()))
+            .collect();
+        let snowflake = pairs
+            .iter()
+            .flat_map(|pair| [(&pair.grant_role, &pair.span), (&pair.session_role, &pair.span)]);
+        let powerful = postgres
+            .filter(|(role, _)| PRIVILEGED.contains(&role.as_str().to_ascii_lowercase().as_str()))
+            .chain(snowflake.filter(|(role, _)| ADMINISTRATORS.contains(&role.as_str())));
+        for (role, span) in powerful {
+            let error = Diagnostic::error(format!("`{role}` can do nearly everything on its server")).code("K008");
+            found.push(error.at(span).help("make a group role that can do just what is needed"));
+        }
+        for pair in pairs.iter().filter(|pair| pair.grant_role == pair.session_role) {
+            let warning = Diagnostic::warning(format!("the broker must own `{}` to grant it", pair.grant_role));
+            found.push(
+                warning
+                    .code("K030")
+                    .at(&pair.span)
+                    .help("make a role that holds it, give that one to the broker, and name it as `grant_role`"),
+            );
         }
     }
 
@@ -376,50 +462,18 @@ fn exclusive(first: &Rule, second: &Rule) -> bool {
     excludes(first, second) || excludes(second, first)
 }
 
-/// Same rank, same target, and different answers to a question that has one answer only.
-fn conflicts(first: &Rule, second: &Rule, found: &mut Diagnostics) {
-    if first.rank != second.rank {
-        return;
-    }
-    let same_owner = match (
+fn same_owner(first: &Rule, second: &Rule) -> bool {
+    let role = |create: &CreateAs| create.postgres.as_ref().map(|role| role.value.clone());
+    match (
         &first.create_as,
         &second.create_as,
         &first.own_schema,
         &second.own_schema,
     ) {
-        (Some(one), Some(other), None, None) => one.value == other.value,
+        (Some(one), Some(other), None, None) => role(one) == role(other),
         (None, None, Some(one), Some(other)) => one.same_as(other),
         (Some(_), _, _, Some(_)) | (_, Some(_), Some(_), _) => false,
         _ => true,
-    };
-    if !same_owner {
-        let error = Diagnostic::error(format!(
-            "`{}` and `{}` can join together, and disagree on who owns what dbt makes",
-            first.id, second.id
-        ));
-        found.push(
-            error
-                .code("K013")
-                .at(&second.span)
-                .help("give one of them a higher `rank`, or let one exclude the other"),
-        );
-        return;
-    }
-    let schema = |rule: &Rule| -> Option<SchemaTemplate> {
-        let own = rule.own_schema.as_ref().map(|own| own.name.clone());
-        rule.profile.schema.as_ref().map(|schema| schema.value.clone()).or(own)
-    };
-    if let (Some(one), Some(other)) = (schema(first), schema(second))
-        && one != other
-    {
-        let warning = Diagnostic::warning(format!(
-            "`{}` and `{}` can join together, and disagree on dbt's schema",
-            first.id, second.id
-        ));
-        found.push(warning.code("K013").at(&second.span).help(format!(
-            "`{}` wins as it comes first; give one of them a higher `rank`",
-            one.0
-        )));
     }
 }
 
@@ -433,8 +487,4 @@ fn shadowed<'a>(weak: &'a Rule, strong: &'a Rule) -> Option<(&'a Rule, &'a Rule)
         && strong.unless.is_empty()
         && covers(&strong.when, &weak.when);
     (plain(weak) && plain(strong) && all).then_some((weak, strong))
-}
-
-fn privileged(role: &RoleName) -> bool {
-    PRIVILEGED.contains(&role.as_str().to_ascii_lowercase().as_str())
 }

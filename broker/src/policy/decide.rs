@@ -7,17 +7,15 @@ use kdbt_api::lease::TtlRange;
 use kdbt_api::name::{RuleId, ServerName, Slug, TargetName};
 use serde_json::Value as Json;
 
-use super::document::{OwnSchema, Rule};
+use super::document::Rule;
 use super::facts::{Facts, WrongType};
+use super::unite::{Owner, session};
 use super::{Order, PolicySet};
-use crate::grant::{AccessTemplate, Grant, ProfileTemplate, SchemaTemplate, Session, Target};
+use crate::grant::{Grant, Target};
 use crate::identity::Claims;
 
 /// The longest reason, in characters.
 const MAX_REASON: usize = 500;
-
-/// dbt's threads where no rule says how many.
-const DEFAULT_THREADS: u16 = 4;
 
 /// Why an order is refused. The variants stand in the order in which they are looked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -200,7 +198,7 @@ impl PolicySet {
         if let Some(rule) = joined.iter().find(|rule| rule.reason_required && reason.is_none()) {
             return Err(Denied::ReasonRequired { rule: rule.id.clone() });
         }
-        let (range, ttl) = self.ttl(target, &joined, &owner, order.ttl)?;
+        let (range, ttl) = self.ttl(target, &joined, order.ttl)?;
         if order
             .reason
             .as_ref()
@@ -210,14 +208,14 @@ impl PolicySet {
                 "a reason has at most {MAX_REASON} characters"
             )));
         }
-        let profile = profile(&joined, &owner)?;
+        let profile = self.profile(target, &joined, &owner)?;
         Ok(Grant {
             target: target.clone(),
             rules: joined.iter().map(|rule| rule.id.clone()).collect(),
             policy: self.hash.clone(),
-            session: session(&joined, &owner, profile.threads),
+            session: session(target.engine, &joined, &owner, profile.threads),
             profile,
-            access: self.access(target, &facts, &joined, &owner),
+            access: self.access(target, &facts, &joined, &owner)?,
             ttl_range: range,
             ttl,
             not_after: None,
@@ -270,20 +268,8 @@ impl PolicySet {
         Ok(joined)
     }
 
-    fn access(&self, target: &Target, facts: &Facts, joined: &[&Rule], owner: &Owner<'_>) -> AccessTemplate {
-        match owner {
-            Owner::Role(role) => AccessTemplate::Role((*role).clone()),
-            Owner::Personal(own) => AccessTemplate::Personal {
-                schemas: own.schemas(),
-                create_schemas: own.create_schemas,
-                groups: self.groups(self.standing(&target.server, facts)),
-            },
-            Owner::None => AccessTemplate::Read(self.groups(joined.iter().copied())),
-        }
-    }
-
     /// The rules that hold for a person on a server without being asked for, on any target that is not denied.
-    fn standing<'a>(&'a self, server: &'a ServerName, facts: &'a Facts) -> impl Iterator<Item = &'a Rule> {
+    pub(super) fn standing<'a>(&'a self, server: &'a ServerName, facts: &'a Facts) -> impl Iterator<Item = &'a Rule> {
         let open = |rule: &Rule, target: &Target| {
             target.server == *server && rule.on(&target.name) && self.denying(&target.name, facts).is_none()
         };
@@ -295,20 +281,9 @@ impl PolicySet {
         rules.filter(move |rule| self.document.targets.iter().any(|target| open(rule, &target.value)))
     }
 
-    fn groups<'a>(&self, rules: impl Iterator<Item = &'a Rule>) -> BTreeSet<kdbt_api::name::RoleName> {
-        let sets = rules.flat_map(|rule| self.sets_of(rule));
-        sets.flat_map(|set| set.member_of.iter().cloned()).collect()
-    }
-
     /// The range that all joined rules and all tiers of that database allow, and what this order gets of it.
-    fn ttl(
-        &self,
-        target: &Target,
-        joined: &[&Rule],
-        owner: &Owner<'_>,
-        asked: Option<Ttl>,
-    ) -> Result<(TtlRange, Ttl), Denied> {
-        let writes = matches!(owner, Owner::Role(_)) || joined.iter().any(|rule| self.writes(rule));
+    fn ttl(&self, target: &Target, joined: &[&Rule], asked: Option<Ttl>) -> Result<(TtlRange, Ttl), Denied> {
+        let writes = joined.iter().any(|rule| self.writes(rule, target.engine));
         let given: Vec<_> = joined.iter().filter_map(|rule| rule.ttl.as_ref()).collect();
         let caps = self.caps(target, writes);
         let min = given.iter().map(|ttl| ttl.least()).max().unwrap_or(Ttl::SHORTEST);
@@ -348,80 +323,6 @@ impl PolicySet {
 /// Whether a rule's condition holds and nothing excludes.
 pub(super) fn applies(rule: &Rule, facts: &Facts) -> bool {
     rule.when.holds(facts) && !rule.unless.iter().any(|unless| unless.holds(facts))
-}
-
-/// Who owns what the lease creates: one field, from the highest rank that sets it.
-enum Owner<'a> {
-    Role(&'a kdbt_api::name::RoleName),
-    Personal(&'a OwnSchema),
-    None,
-}
-
-impl<'a> Owner<'a> {
-    fn of(joined: &[&'a Rule]) -> Self {
-        let owner = |rule: &&&Rule| rule.create_as.is_some() || rule.own_schema.is_some();
-        match highest(joined.iter().filter(owner).copied()) {
-            Some(Rule {
-                create_as: Some(role), ..
-            }) => Self::Role(&role.value),
-            Some(Rule {
-                own_schema: Some(own), ..
-            }) => Self::Personal(own),
-            Some(_) | None => Self::None,
-        }
-    }
-}
-
-/// The first rule of the highest rank.
-fn highest<'a>(rules: impl Iterator<Item = &'a Rule>) -> Option<&'a Rule> {
-    rules.reduce(|best, rule| if rule.rank > best.rank { rule } else { best })
-}
-
-fn session(joined: &[&Rule], owner: &Owner<'_>, threads: u16) -> Session {
-    let limit = joined.iter().filter_map(|rule| rule.session.connection_limit.as_ref());
-    let least = |field: fn(&Rule) -> Option<Ttl>| joined.iter().filter_map(|rule| field(rule)).min();
-    let read_only = |rule: &&Rule| rule.session.read_only.as_ref().is_some_and(|flag| flag.value);
-    Session {
-        connection_limit: limit
-            .map(|limit| limit.value)
-            .min()
-            .unwrap_or_else(|| connections_for(threads)),
-        statement_timeout: least(|rule| rule.session.statement_timeout),
-        lock_timeout: least(|rule| rule.session.lock_timeout),
-        idle_in_transaction_session_timeout: least(|rule| rule.session.idle_in_transaction_session_timeout),
-        read_only: matches!(owner, Owner::None) && joined.iter().all(read_only),
-        query_tag: None,
-    }
-}
-
-/// What two dbt runs at once need: a connection per thread and three more, each.
-pub(super) fn connections_for(threads: u16) -> u16 {
-    threads.saturating_add(3).saturating_mul(2)
-}
-
-fn profile(joined: &[&Rule], owner: &Owner<'_>) -> Result<ProfileTemplate, Denied> {
-    let profile =
-        |has: fn(&Rule) -> bool| highest(joined.iter().filter(|rule| has(rule)).copied()).map(|rule| &rule.profile);
-    let threads = joined.iter().filter_map(|rule| rule.profile.threads.as_ref());
-    let threads = threads.map(|threads| threads.value).min().unwrap_or(DEFAULT_THREADS);
-    let limits = joined.iter().filter_map(|rule| rule.session.connection_limit.as_ref());
-    let room = limits.map(|limit| (limit.value / 2).saturating_sub(3).max(1)).min();
-    let own = match owner {
-        Owner::Personal(own) => Some(own.name.clone()),
-        Owner::Role(_) | Owner::None => None,
-    };
-    let set = profile(|rule| rule.profile.schema.is_some()).and_then(|profile| profile.schema.as_ref());
-    let schema: Option<SchemaTemplate> = set.map(|schema| schema.value.clone()).or(own);
-    let search_path = profile(|rule| rule.profile.search_path.is_some()).and_then(|p| p.search_path.as_ref());
-    Ok(ProfileTemplate {
-        threads: room.map_or(threads, |room| threads.min(room)),
-        schema: schema.ok_or_else(|| Denied::InvalidOrder("none of these rules names a schema for dbt".to_owned()))?,
-        search_path: search_path.map(|path| path.value.clone()).unwrap_or_default(),
-        keepalives_idle: profile(|rule| rule.profile.keepalives_idle.is_some()).and_then(|p| p.keepalives_idle),
-        connect_timeout: profile(|rule| rule.profile.connect_timeout.is_some()).and_then(|p| p.connect_timeout),
-        retries: profile(|rule| rule.profile.retries.is_some()).and_then(|p| p.retries),
-        warehouse: None,
-    })
 }
 
 /// The name that the token suggests: a person's, or that of the project or client of a workload.

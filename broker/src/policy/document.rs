@@ -1,10 +1,12 @@
 //! What stands in the policy files, typed, each value with its place; nothing is resolved or judged here.
 
 mod read;
+mod snowflake;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kdbt_api::name::{RoleName, RuleId, TargetName};
+use kdbt_api::lease::Engine;
+use kdbt_api::name::{RoleName, RuleId, TargetName, WarehouseName};
 use kdbt_api::{Timestamp, Ttl};
 use serde_json::Value as Json;
 
@@ -15,7 +17,7 @@ use crate::yaml::Spanned;
 /// All files together.
 #[derive(Debug, Default)]
 pub(super) struct Document {
-    pub(super) targets: Vec<Spanned<Target>>,
+    pub(super) targets: Vec<Place>,
     pub(super) grants: Vec<GrantSet>,
     pub(super) rules: Vec<Rule>,
     pub(super) tiers: Vec<Tier>,
@@ -23,14 +25,88 @@ pub(super) struct Document {
     pub(super) tests: Vec<Case>,
 }
 
-/// Rights with a name: memberships in the DBA's group roles.
+/// A target, and what rules may choose there.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) value: Target,
+    pub(super) span: Span,
+    /// The virtual warehouses; at least one on Snowflake, none on PostgreSQL.
+    pub(super) warehouses: Vec<WarehouseName>,
+}
+
+/// Rights with a name, for one engine or for both.
 #[derive(Debug)]
 pub(super) struct GrantSet {
     pub(super) name: String,
     pub(super) span: Span,
-    pub(super) member_of: BTreeSet<RoleName>,
-    /// The group roles can write; then `max_ttl_write` holds.
+    pub(super) postgres: Option<Membership>,
+    pub(super) snowflake: Option<Wrapper>,
+}
+
+impl GrantSet {
+    pub(super) fn fits(&self, engine: Engine) -> bool {
+        match engine {
+            Engine::Postgres => self.postgres.is_some(),
+            Engine::Snowflake => self.snowflake.is_some(),
+        }
+    }
+
+    /// Whether its roles can write there; then `max_ttl_write` holds.
+    pub(super) fn writes(&self, engine: Engine) -> bool {
+        match engine {
+            Engine::Postgres => self.postgres.as_ref().is_some_and(|groups| groups.write),
+            Engine::Snowflake => self.snowflake.as_ref().is_some_and(|wrapper| wrapper.write),
+        }
+    }
+}
+
+/// On PostgreSQL: the DBA's group roles.
+#[derive(Debug)]
+pub(super) struct Membership {
+    pub(super) roles: BTreeSet<RoleName>,
     pub(super) write: bool,
+}
+
+/// On Snowflake: the DBA's role, in a wrapper that the broker may grant.
+#[derive(Debug)]
+pub(super) struct Wrapper {
+    pub(super) pair: RolePair,
+    pub(super) write: bool,
+}
+
+/// What a Snowflake user is granted, and what its sessions use.
+#[derive(Debug)]
+pub(super) struct RolePair {
+    pub(super) span: Span,
+    /// The role that the broker owns.
+    pub(super) grant_role: RoleName,
+    /// The DBA's role, which the other one holds.
+    pub(super) session_role: RoleName,
+}
+
+/// Who owns what dbt makes, for one engine or for both.
+#[derive(Debug)]
+pub(super) struct CreateAs {
+    pub(super) span: Span,
+    pub(super) postgres: Option<Spanned<RoleName>>,
+    pub(super) snowflake: Option<RolePair>,
+}
+
+impl CreateAs {
+    pub(super) fn fits(&self, engine: Engine) -> bool {
+        match engine {
+            Engine::Postgres => self.postgres.is_some(),
+            Engine::Snowflake => self.snowflake.is_some(),
+        }
+    }
+}
+
+/// A key of `session` or `profile` that means something on one engine only.
+#[derive(Debug)]
+pub(super) struct OnlyOn {
+    pub(super) key: &'static str,
+    pub(super) span: Span,
+    pub(super) engine: Engine,
 }
 
 /// Who gets what, where, how long; or who gets nothing.
@@ -49,7 +125,7 @@ pub(super) struct Rule {
     pub(super) unless: Vec<Condition>,
     pub(super) targets: Vec<Spanned<TargetName>>,
     pub(super) grants: Vec<Spanned<String>>,
-    pub(super) create_as: Option<Spanned<RoleName>>,
+    pub(super) create_as: Option<CreateAs>,
     pub(super) own_schema: Option<OwnSchema>,
     pub(super) ttl: Option<RuleTtl>,
     pub(super) session: RuleSession,
@@ -145,6 +221,8 @@ pub(super) struct RuleSession {
     pub(super) lock_timeout: Option<Ttl>,
     pub(super) idle_in_transaction_session_timeout: Option<Ttl>,
     pub(super) read_only: Option<Spanned<bool>>,
+    pub(super) query_tag: Option<String>,
+    pub(super) only: Vec<OnlyOn>,
 }
 
 #[derive(Debug, Default)]
@@ -155,6 +233,9 @@ pub(super) struct RuleProfile {
     pub(super) keepalives_idle: Option<u32>,
     pub(super) connect_timeout: Option<u32>,
     pub(super) retries: Option<u32>,
+    pub(super) connect_retries: Option<u32>,
+    pub(super) warehouse: Option<Spanned<WarehouseName>>,
+    pub(super) only: Vec<OnlyOn>,
 }
 
 /// Caps that hold for all targets of a tier.
@@ -196,6 +277,9 @@ pub(super) struct Expectation {
     /// `none`, or a role.
     pub(super) create_as: Option<String>,
     pub(super) own_schema: Option<bool>,
+    pub(super) grant_roles: Option<BTreeSet<RoleName>>,
+    pub(super) session_role: Option<RoleName>,
+    pub(super) warehouse: Option<WarehouseName>,
     pub(super) default_ttl: Option<Ttl>,
     pub(super) max_ttl: Option<Ttl>,
 }

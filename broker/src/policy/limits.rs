@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use kdbt_api::lease::Engine;
 use kdbt_api::name::RoleName;
 
 use super::PolicySet;
 use super::check::defined_rule;
-use super::decide::connections_for;
-use super::document::Rule;
+use super::document::{Guard, Rule};
+use super::unite::connections_for;
 use crate::diagnostics::{Diagnostic, Diagnostics, suggestion};
 
 impl PolicySet {
@@ -44,8 +45,8 @@ impl PolicySet {
                 let admitted = guard.rules.iter().any(|admitted| admitted.value == rule.id);
                 let brought: Vec<String> = self
                     .brings(rule)
-                    .filter(|role| guard.roles.contains(*role))
-                    .map(|role| format!("`{role}`"))
+                    .filter(|(engine, role)| guards(guard, *engine, role))
+                    .map(|(_, role)| format!("`{role}`"))
                     .collect();
                 if !admitted && !brought.is_empty() {
                     let message = format!(
@@ -60,10 +61,20 @@ impl PolicySet {
         }
     }
 
-    /// Every role of the warehouse that a rule leads to, as far as the policy can know.
-    fn brings<'a>(&'a self, rule: &'a Rule) -> impl Iterator<Item = &'a RoleName> {
-        let groups = self.sets_of(rule).flat_map(|set| &set.member_of);
-        groups.chain(rule.create_as.as_ref().map(|role| &role.value))
+    /// Every role of the warehouses that a rule leads to, as far as the policy can know.
+    fn brings<'a>(&'a self, rule: &'a Rule) -> impl Iterator<Item = (Engine, &'a RoleName)> {
+        let groups = self.sets_of(rule).filter_map(|set| set.postgres.as_ref());
+        let owner = rule.create_as.iter().filter_map(|create| create.postgres.as_ref());
+        let postgres = groups
+            .flat_map(|groups| &groups.roles)
+            .chain(owner.map(|role| &role.value));
+        let snowflake = self
+            .pairs_of(rule)
+            .flat_map(|pair| [&pair.grant_role, &pair.session_role]);
+        let all = postgres
+            .map(|role| (Engine::Postgres, role))
+            .chain(snowflake.map(|role| (Engine::Snowflake, role)));
+        all.filter(|(engine, _)| self.place_on(rule, *engine).is_some())
     }
 
     fn check_ttl(&self, rule: &Rule, found: &mut Diagnostics) {
@@ -75,11 +86,22 @@ impl PolicySet {
             .map(|target| &target.value)
             .filter(|target| rule.on(&target.name));
         for target in targets {
-            let cap = self.caps(target, self.writes(rule)).min();
+            let cap = self.caps(target, self.writes(rule, target.engine)).min();
             if let Some(cap) = cap.filter(|cap| *cap < ttl.max) {
                 let warning = Diagnostic::warning(format!("on `{}` nothing lives longer than {cap}", target.name));
                 found.push(warning.code("K010").at(&ttl.span).help(format!("write `max: {cap}`")));
             }
+        }
+    }
+}
+
+/// On Snowflake, where names are in capitals, whatever letters the guard is written in: it never guards less than it says.
+fn guards(guard: &Guard, engine: Engine, role: &RoleName) -> bool {
+    match engine {
+        Engine::Postgres => guard.roles.contains(role),
+        Engine::Snowflake => {
+            let mut guarded = guard.roles.iter();
+            guarded.any(|guarded| guarded.as_str().eq_ignore_ascii_case(role.as_str()))
         }
     }
 }

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 
 use kdbt_api::Timestamp;
-use kdbt_api::lease::{TargetView, TtlRange};
+use kdbt_api::lease::{Engine, TargetView, TtlRange};
 use kdbt_api::name::{DatabaseName, RuleId, ServerName};
 
-use super::decide::{Denied, connections_for};
-use super::document::Rule;
+use super::decide::Denied;
+use super::document::{Place, Rule};
 use super::facts::Facts;
+use super::unite::connections_for;
 use super::{Order, PolicySet};
-use crate::grant::{AccessTemplate, Grant, Target};
+use crate::grant::{AccessTemplate, Grant, SnowflakeRoles, Target};
 use crate::identity::Claims;
 use crate::warehouse::{DatabaseNeeds, Needs};
 
@@ -19,44 +20,84 @@ impl PolicySet {
     /// that a single lease may hold there; how many leases there are, the configuration says.
     #[must_use]
     pub fn needs(&self, server: &ServerName) -> Needs {
-        let targets = || {
-            self.document
-                .targets
-                .iter()
-                .map(|target| &target.value)
-                .filter(|t| t.server == *server)
-        };
-        let databases: BTreeSet<&DatabaseName> = targets().map(|target| &target.database).collect();
-        let needs = databases.into_iter().map(|database| {
-            let here = || {
-                let on = |rule: &&Rule| targets().any(|target| target.database == *database && rule.on(&target.name));
-                self.document.rules.iter().filter(|rule| !rule.deny).filter(on)
-            };
-            let owners: BTreeSet<_> = here()
-                .filter_map(|rule| rule.create_as.as_ref())
-                .map(|role| role.value.clone())
-                .collect();
-            let groups: BTreeSet<_> = here()
-                .flat_map(|rule| self.sets_of(rule))
-                .flat_map(|set| set.member_of.iter().cloned())
-                .collect();
-            let connections = |rule: &Rule| match &rule.session.connection_limit {
-                Some(limit) => limit.value,
-                None => connections_for(rule.profile.threads.as_ref().map_or(4, |threads| threads.value)),
-            };
-            DatabaseNeeds {
-                database: database.clone(),
-                owners: owners.into_iter().collect(),
-                groups: groups.into_iter().collect(),
-                own_schemas: here().any(|rule| rule.own_schema.is_some()),
-                create_schemas: here().any(|rule| rule.own_schema.as_ref().is_some_and(|own| own.create_schemas)),
-                connections: here().map(connections).max().unwrap_or(0).into(),
-                roles: Vec::new(),
-                warehouses: Vec::new(),
-            }
+        let places = self.document.targets.iter();
+        let places: Vec<&Place> = places.filter(|place| place.value.server == *server).collect();
+        let databases: BTreeSet<_> = places
+            .iter()
+            .map(|place| (place.value.engine, &place.value.database))
+            .collect();
+        let needs = databases.into_iter().map(|(engine, database)| match engine {
+            Engine::Postgres => self.postgres_needs(&places, database),
+            Engine::Snowflake => self.snowflake_needs(&places, database),
         });
         Needs {
             databases: needs.collect(),
+        }
+    }
+
+    /// The allow rules that lead to a database, each with the target.
+    fn leading<'a>(
+        &'a self,
+        places: &'a [&'a Place],
+        database: &'a DatabaseName,
+    ) -> impl Iterator<Item = (&'a Rule, &'a Place)> {
+        let rules = self.document.rules.iter().filter(|rule| !rule.deny);
+        rules.flat_map(move |rule| {
+            let here = move |place: &&Place| place.value.database == *database && rule.on(&place.value.name);
+            places.iter().copied().filter(here).map(move |place| (rule, place))
+        })
+    }
+
+    fn postgres_needs(&self, places: &[&Place], database: &DatabaseName) -> DatabaseNeeds {
+        let here = || self.leading(places, database).map(|(rule, _)| rule);
+        let owners: BTreeSet<_> = here()
+            .filter_map(|rule| rule.create_as.as_ref()?.postgres.as_ref())
+            .map(|role| role.value.clone())
+            .collect();
+        let groups: BTreeSet<_> = here()
+            .flat_map(|rule| self.sets_of(rule))
+            .flat_map(|set| set.postgres.iter().flat_map(|groups| groups.roles.iter().cloned()))
+            .collect();
+        let connections = |rule: &Rule| match &rule.session.connection_limit {
+            Some(limit) => limit.value,
+            None => connections_for(rule.profile.threads.as_ref().map_or(4, |threads| threads.value)),
+        };
+        DatabaseNeeds {
+            database: database.clone(),
+            owners: owners.into_iter().collect(),
+            groups: groups.into_iter().collect(),
+            own_schemas: here().any(|rule| rule.own_schema.is_some()),
+            create_schemas: here().any(|rule| rule.own_schema.as_ref().is_some_and(|own| own.create_schemas)),
+            connections: here().map(connections).max().unwrap_or(0).into(),
+            roles: Vec::new(),
+            warehouses: Vec::new(),
+        }
+    }
+
+    /// Connections are not counted there.
+    fn snowflake_needs(&self, places: &[&Place], database: &DatabaseName) -> DatabaseNeeds {
+        let pairs = self.leading(places, database).flat_map(|(rule, _)| self.pairs_of(rule));
+        let pairs: BTreeSet<_> = pairs.map(|pair| (&pair.grant_role, &pair.session_role)).collect();
+        let warehouses: BTreeSet<_> = self
+            .leading(places, database)
+            .filter_map(|(rule, place)| match &rule.profile.warehouse {
+                Some(chosen) => Some(&chosen.value),
+                None => place.warehouses.first(),
+            })
+            .collect();
+        let roles = pairs.into_iter().map(|(grant_role, session_role)| SnowflakeRoles {
+            grants: BTreeSet::from([grant_role.clone()]),
+            session_role: session_role.clone(),
+        });
+        DatabaseNeeds {
+            database: database.clone(),
+            owners: Vec::new(),
+            groups: Vec::new(),
+            own_schemas: false,
+            create_schemas: false,
+            connections: 0,
+            roles: roles.collect(),
+            warehouses: warehouses.into_iter().cloned().collect(),
         }
     }
 
@@ -128,6 +169,10 @@ pub(super) fn access(grant: &Grant) -> String {
             format!("owns {}{reads}", names.join(", "))
         }
         AccessTemplate::Read(groups) => format!("member of {}", members(groups)),
-        AccessTemplate::Snowflake(roles) => format!("{}, by {}", roles.session_role, members(&roles.grants)),
+        AccessTemplate::Snowflake(roles) => {
+            let warehouse = grant.profile.warehouse.as_ref();
+            let on = warehouse.map_or_else(String::new, |name| format!(", computing on {name}"));
+            format!("acts as {}, holding {}{on}", roles.session_role, members(&roles.grants))
+        }
     }
 }

@@ -10,6 +10,7 @@ use crate::identity::Claims;
 
 mod language;
 mod properties;
+mod snowflake;
 
 const BASE: &str = "\
 kdbt: 1

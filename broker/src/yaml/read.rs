@@ -153,7 +153,8 @@ read_parsed!(
     kdbt_api::name::RuleId,
     kdbt_api::name::SchemaName,
     kdbt_api::name::ServerName,
-    kdbt_api::name::TargetName
+    kdbt_api::name::TargetName,
+    kdbt_api::name::WarehouseName
 );
 
 impl<T: Read> Read for Spanned<T> {

@@ -6,9 +6,10 @@ use kdbt_api::lease::Engine;
 use kdbt_api::name::{RoleName, RuleId, TargetName};
 use serde_json::Value as Json;
 
+use super::snowflake::{self, Capitals};
 use super::{
-    Case, ClaimValue, Condition, Document, Expectation, GrantSet, Guard, OwnSchema, Rule, RuleProfile, RuleSession,
-    RuleTtl, Tier,
+    Case, ClaimValue, Condition, CreateAs, Document, Expectation, GrantSet, Guard, Membership, OnlyOn, OwnSchema,
+    Place, Rule, RuleProfile, RuleSession, RuleTtl, Tier,
 };
 use crate::diagnostics::{Diagnostic, Diagnostics, Span, suggestion};
 use crate::grant::{SchemaTemplate, Target};
@@ -62,7 +63,7 @@ fn listed<'a>(fields: &mut Fields<'a>, name: &'static str, found: &mut Diagnosti
     fields.node(name).and_then(|node| node.items(found)).unwrap_or_default()
 }
 
-fn target(key: &Key, node: &Node, found: &mut Diagnostics) -> Option<Spanned<Target>> {
+fn target(key: &Key, node: &Node, found: &mut Diagnostics) -> Option<Place> {
     let name = match key.text.parse::<TargetName>() {
         Ok(name) => Some(name),
         Err(error) => {
@@ -72,65 +73,85 @@ fn target(key: &Key, node: &Node, found: &mut Diagnostics) -> Option<Spanned<Tar
     };
     let mut fields = node.fields("a target", found)?;
     let server = fields.required("server", found);
-    let engine = fields.required::<Spanned<String>>("engine", found);
-    let database = fields.required("database", found);
+    let engine = fields
+        .required::<Spanned<String>>("engine", found)
+        .and_then(|word| engine(&word, found));
     let tier = fields.required::<String>("tier", found);
-    fields.unsupported("warehouses", "only `engine: postgres` is, and it has none", found);
-    fields.finish(found);
-    if let Some(engine) = engine.filter(|engine| engine.value != "postgres") {
-        let error = if engine.value == "snowflake" {
-            Diagnostic::error("`snowflake` is not supported yet").help("only `postgres` is")
-        } else {
-            Diagnostic::error(format!("unknown engine `{}`", engine.value))
-                .label(suggestion(&engine.value, ["postgres"]))
-        };
-        found.push(error.at(&engine.span));
-        return None;
+    let (database, warehouses) = match engine {
+        Some(Engine::Snowflake) => (
+            fields.required("database", found).map(|Capitals(name)| name),
+            snowflake::warehouses(&mut fields, &key.span, found),
+        ),
+        Some(Engine::Postgres) | None => (fields.required("database", found), Vec::new()),
+    };
+    let warehouses_key = fields.entry("warehouses").map(|(key, _)| &key.span);
+    if let (Some(Engine::Postgres), Some(span)) = (engine, warehouses_key) {
+        let error = Diagnostic::error("PostgreSQL has no virtual warehouses").at(span);
+        found.push(error.help("remove it"));
     }
+    fields.finish(found);
     let value = Target {
         name: name?,
         server: server?,
-        engine: Engine::Postgres,
+        engine: engine?,
         database: database?,
         tier: tier?,
     };
     let span = key.span.clone();
-    Some(Spanned { value, span })
+    Some(Place {
+        value,
+        span,
+        warehouses,
+    })
+}
+
+fn engine(word: &Spanned<String>, found: &mut Diagnostics) -> Option<Engine> {
+    let engines = [Engine::Postgres, Engine::Snowflake];
+    let engine = engines.into_iter().find(|engine| engine.as_str() == word.value);
+    if engine.is_none() {
+        let error = Diagnostic::error(format!("unknown engine `{}`", word.value)).at(&word.span);
+        found.push(error.label(suggestion(&word.value, engines.map(Engine::as_str))));
+    }
+    engine
 }
 
 fn grant_set(key: &Key, node: &Node, found: &mut Diagnostics) -> Option<GrantSet> {
     let mut fields = node.fields("a grant set", found)?;
-    fields.unsupported("snowflake", "only `postgres` is", found);
     fields.unsupported("each", "write the grant sets out", found);
-    let postgres = fields.node("postgres");
-    if postgres.is_none() {
-        fields.missing("postgres", found);
+    let nodes = (fields.node("postgres"), fields.node("snowflake"));
+    if nodes == (None, None) {
+        let error = Diagnostic::error("a grant set gives something on `postgres`, on `snowflake`, or on both");
+        found.push(error.at(&key.span));
     }
     fields.finish(found);
-    let mut fields = postgres?.fields("`postgres`", found)?;
+    Some(GrantSet {
+        name: key.text.clone(),
+        span: key.span.clone(),
+        postgres: nodes.0.and_then(|node| membership(node, found)),
+        snowflake: nodes.1.and_then(|node| snowflake::wrapper(node, found)),
+    })
+}
+
+fn membership(node: &Node, found: &mut Diagnostics) -> Option<Membership> {
+    let mut fields = node.fields("`postgres`", found)?;
     fields.unsupported(
         "objects",
         "grant the objects to a group role, and name it in `member_of`",
         found,
     );
     let member_of = fields.required::<BTreeSet<RoleName>>("member_of", found);
-    let access = fields.optional::<Spanned<String>>("access", found);
+    let write = writes(&mut fields, found);
     fields.finish(found);
-    let write = match access.as_ref().map(|access| access.value.as_str()) {
-        None | Some("read") => false,
-        Some("write") => true,
-        Some(_) => {
-            let error = Diagnostic::error("`access` is `read` or `write`");
-            found.push(access.iter().fold(error, |error, access| error.at(&access.span)));
-            false
-        }
-    };
-    Some(GrantSet {
-        name: key.text.clone(),
-        span: key.span.clone(),
-        member_of: member_of?,
+    Some(Membership {
+        roles: member_of?,
         write,
     })
+}
+
+/// `access: read` or `write`.
+pub(super) fn writes(fields: &mut Fields<'_>, found: &mut Diagnostics) -> bool {
+    let access = fields.optional::<Spanned<String>>("access", found);
+    word(access.as_ref(), "access", [("read", false), ("write", true)], found)
 }
 
 fn rule(node: &Node, found: &mut Diagnostics) -> Option<Rule> {
@@ -311,12 +332,19 @@ impl Read for SchemaTemplate {
     }
 }
 
-fn create_as(node: &Node, found: &mut Diagnostics) -> Option<Spanned<RoleName>> {
+fn create_as(node: &Node, found: &mut Diagnostics) -> Option<CreateAs> {
     let mut fields = node.fields("`create_as`", found)?;
-    fields.unsupported("snowflake", "only `postgres` is", found);
-    let role = fields.required("postgres", found);
+    let nodes = (fields.node("postgres"), fields.node("snowflake"));
+    if nodes == (None, None) {
+        let error = Diagnostic::error("`create_as` names a role on `postgres`, on `snowflake`, or on both");
+        found.push(error.at(&node.span));
+    }
     fields.finish(found);
-    role
+    Some(CreateAs {
+        span: node.span.clone(),
+        postgres: nodes.0.and_then(|node| Read::read(node, found)),
+        snowflake: nodes.1.and_then(|node| snowflake::role_pair(node, found)),
+    })
 }
 
 fn own_schema(node: &Node, found: &mut Diagnostics) -> Option<OwnSchema> {
@@ -384,8 +412,19 @@ fn rule_session(node: &Node, found: &mut Diagnostics) -> Option<RuleSession> {
         lock_timeout: fields.optional("lock_timeout", found),
         idle_in_transaction_session_timeout: fields.optional("idle_in_transaction_session_timeout", found),
         read_only: fields.optional("read_only", found),
+        query_tag: fields
+            .node("query_tag")
+            .and_then(|node| snowflake::query_tag(node, found)),
+        only: only_on(
+            &mut fields,
+            &[
+                ("connection_limit", Engine::Postgres),
+                ("idle_in_transaction_session_timeout", Engine::Postgres),
+                ("read_only", Engine::Postgres),
+                ("query_tag", Engine::Snowflake),
+            ],
+        ),
     };
-    fields.unsupported("query_tag", "it is for Snowflake", found);
     fields.finish(found);
     if let Some(limit) = session.connection_limit.as_ref().filter(|limit| limit.value == 0) {
         found.push(Diagnostic::error("a connection limit of 0 lets nobody in").at(&limit.span));
@@ -402,10 +441,20 @@ fn rule_profile(node: &Node, found: &mut Diagnostics) -> Option<RuleProfile> {
         keepalives_idle: fields.optional("keepalives_idle", found),
         connect_timeout: fields.optional("connect_timeout", found),
         retries: fields.optional("retries", found),
+        connect_retries: fields.optional("connect_retries", found),
+        warehouse: fields.optional("warehouse", found).map(snowflake::unwrap),
+        only: only_on(
+            &mut fields,
+            &[
+                ("search_path", Engine::Postgres),
+                ("keepalives_idle", Engine::Postgres),
+                ("retries", Engine::Postgres),
+                ("connect_retries", Engine::Snowflake),
+                ("warehouse", Engine::Snowflake),
+            ],
+        ),
     };
-    for name in ["warehouse", "client_session_keep_alive", "connect_retries"] {
-        fields.unsupported(name, "it is for Snowflake", found);
-    }
+    snowflake::refuse_keep_alive(&mut fields, found);
     for name in ["sslmode", "sslrootcert"] {
         fields.unsupported(
             name,
@@ -418,6 +467,20 @@ fn rule_profile(node: &Node, found: &mut Diagnostics) -> Option<RuleProfile> {
         found.push(Diagnostic::error("dbt needs at least one thread").at(&threads.span));
     }
     Some(profile)
+}
+
+/// The keys of these that are there.
+fn only_on(fields: &mut Fields<'_>, keys: &[(&'static str, Engine)]) -> Vec<OnlyOn> {
+    let mut there = Vec::new();
+    for (key, engine) in keys {
+        let entry = fields.entry(key);
+        there.extend(entry.map(|(text, _)| OnlyOn {
+            key,
+            span: text.span.clone(),
+            engine: *engine,
+        }));
+    }
+    there
 }
 
 fn tier(key: &Key, node: &Node, found: &mut Diagnostics) -> Option<Tier> {
@@ -497,6 +560,11 @@ fn expectation(node: &Node, found: &mut Diagnostics) -> Option<Expectation> {
         member_of: fields.optional("member_of", found),
         create_as: fields.optional("create_as", found),
         own_schema: fields.optional("own_schema", found),
+        grant_roles: fields
+            .optional::<BTreeSet<Capitals<RoleName>>>("grant_roles", found)
+            .map(|roles| roles.into_iter().map(|Capitals(role)| role).collect()),
+        session_role: fields.optional("session_role", found).map(|Capitals(role)| role),
+        warehouse: fields.optional("warehouse", found).map(|Capitals(name)| name),
         default_ttl: fields.optional("default_ttl", found),
         max_ttl: fields.optional("max_ttl", found),
     };

@@ -37,13 +37,13 @@ rules:
     own_schema: { name: \"dbt_{{user}}\" }
 ";
     insta::assert_snapshot!(complaints(text), @r#"
-    error: `snowflake` is not supported yet
-     --> p.yaml:4:31
+    error: a target on Snowflake has virtual warehouses, and this one names none
+     --> p.yaml:4:3
       |
     4 |   lake: { server: sf, engine: snowflake, database: LAKE, tier: prod }
-      |                               ^^^^^^^^^
+      |   ^^^^
       |
-      = help: only `postgres` is
+      = help: list those that rules may choose: `warehouses: [BI]`
 
     error: `public` is reserved and cannot be a role name
      --> p.yaml:6:36
