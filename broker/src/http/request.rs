@@ -5,8 +5,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
@@ -89,7 +89,7 @@ async fn limited(http: &Http, request: Request, next: Next) -> Response {
     let Ok(_permit) = http.0.requests.try_acquire() else {
         return ApiError::overloaded().into_response();
     };
-    if let Err(error) = check_sizes(http, &request) {
+    if let Err(error) = check_host(&request).and_then(|()| check_sizes(http, &request)) {
         return error.into_response();
     }
     let handler = AssertUnwindSafe(next.run(request)).catch_unwind();
@@ -100,6 +100,16 @@ async fn limited(http: &Http, request: Request, next: Next) -> Response {
             let problem = Problem::new(ProblemCode::Unavailable).detail("the request took longer than it may");
             ApiError::from(problem.hint("what it began goes on; list your leases to see the outcome")).into_response()
         }
+    }
+}
+
+/// RFC 9112 section 3.2: one `Host`, which only HTTP/1.0 may leave out. We read none, but a proxy that routes by another
+/// than the next reader would see two requests in one.
+fn check_host(request: &Request) -> Result<(), ApiError> {
+    match request.headers().get_all(HOST).iter().count() {
+        1 => Ok(()),
+        0 if request.version() == Version::HTTP_10 => Ok(()),
+        _ => Err(ApiError::malformed("the request must have one header `Host`")),
     }
 }
 
