@@ -1,7 +1,7 @@
 //! JSON of callers, read strictly: every member known, every name once, and no error ever quotes a value.
 //!
 //! A value may be a secret that somebody put into the wrong member, so an error says where it stands and what
-//! belongs there. Names of members are quoted: without them nobody finds the spot.
+//! belongs there. Names of members are quoted, since without them nobody finds the spot, unless they look like a secret.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -89,7 +89,7 @@ impl de::Error for JsonFault {
             || format!("known are {}", quoted(expected)),
             |near| format!("did you mean `{near}`?"),
         );
-        Self::new(format!("unknown member; {cure}")).within(&shown(found))
+        Self::new(format!("unknown member; {cure}")).within(shown(found))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -129,10 +129,18 @@ fn kind(found: de::Unexpected<'_>) -> &'static str {
     }
 }
 
-/// A caller's name for a member, fit to be quoted.
-fn shown(name: &str) -> String {
-    let plain = |c: &char| !c.is_control() && c.is_ascii() && *c != '`';
-    name.chars().filter(plain).take(40).collect()
+/// The longest name of a member that is quoted, in bytes.
+const MAX_SHOWN: usize = 20;
+
+/// A caller's name for a member, if it looks like one: a token or a password may stand there too, by a slip of the pen
+/// or of a script, and those are long or have digits.
+fn shown(name: &str) -> &str {
+    let plain = |b: u8| b.is_ascii_alphabetic() || b == b'_' || b == b'-';
+    if name.len() <= MAX_SHOWN && name.bytes().all(plain) {
+        name
+    } else {
+        "…"
+    }
 }
 
 /// Reads one value from a body.
@@ -145,7 +153,7 @@ pub(super) fn from_pairs<T: DeserializeOwned>(pairs: Vec<(String, String)>) -> R
     let mut members: Vec<(String, Json)> = Vec::with_capacity(pairs.len());
     for (name, value) in pairs {
         if members.iter().any(|(known, _)| *known == name) {
-            return Err(JsonFault::new("stands twice").within(&shown(&name)));
+            return Err(JsonFault::new("stands twice").within(shown(&name)));
         }
         members.push((name, Json::Text(value)));
     }
@@ -254,7 +262,7 @@ impl<'de> Visitor<'de> for Reading<'_> {
         let mut object: Vec<(String, Json)> = Vec::new();
         while let Some(name) = members.next_key::<String>()? {
             if object.iter().any(|(known, _)| *known == name) {
-                return Err(self.fail(JsonFault::new("stands twice in one object").within(&shown(&name))));
+                return Err(self.fail(JsonFault::new("stands twice in one object").within(shown(&name))));
             }
             if object.len() == MAX_MEMBERS {
                 return Err(self.fail(JsonFault::new(format!("an object has more than {MAX_MEMBERS} members"))));
@@ -297,7 +305,7 @@ impl<'de> MapAccess<'de> for Members {
             .value
             .take()
             .ok_or_else(|| JsonFault::new("a member has no value"))?;
-        seed.deserialize(value).map_err(|fault| fault.within(&shown(&name)))
+        seed.deserialize(value).map_err(|fault| fault.within(shown(&name)))
     }
 }
 
@@ -451,9 +459,17 @@ mod tests {
             r#"{"target": {"hunter2": 1}}"#,
             r#"{"target": ["hunter2"]}"#,
             r#""hunter2""#,
+            r#"{"hunter2": 1}"#,
+            r#"{"hunter2": 1, "hunter2": 1}"#,
         ] {
             assert!(!order(body).contains("hunter2"), "{}", order(body));
         }
+        assert_eq!(
+            order(r#"{"target": "a", "CorrectHorseBatteryStaple": 1}"#)
+                .split(';')
+                .next(),
+            Some("`…`: unknown member")
+        );
     }
 
     #[test]
