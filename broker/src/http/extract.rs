@@ -66,11 +66,14 @@ impl From<JsonFault> for ApiError {
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let text = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    if media_type(text).eq_ignore_ascii_case("application/json") {
+    let is_json = |value: &HeaderValue| {
+        value
+            .to_str()
+            .is_ok_and(|text| media_type(text).eq_ignore_ascii_case("application/json"))
+    };
+    // Of two, a proxy may have looked at the other one.
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    if values.next().is_some_and(is_json) && values.next().is_none() {
         return Ok(());
     }
     let problem = Problem::new(ProblemCode::UnsupportedMediaType).detail("the body must be JSON");
