@@ -2,11 +2,14 @@
 
 use std::str::FromStr;
 
+use aws_lc_rs::digest;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use kdbt_api::credential::OwnerProof;
@@ -152,14 +155,17 @@ fn plain_header(headers: &HeaderMap, name: &str, max: usize) -> Result<Option<St
     })
 }
 
-/// `Idempotency-Key`.
+/// `Idempotency-Key`, hashed: callers may put anything there, a token too, and what the store keeps can be stolen.
 pub(super) struct IdempotencyKey(pub(super) Option<String>);
 
 impl FromRequestParts<Http> for IdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &Http) -> Result<Self, ApiError> {
-        plain_header(&parts.headers, "idempotency-key", 255).map(Self)
+        let key = plain_header(&parts.headers, "idempotency-key", 255)?;
+        Ok(Self(key.map(|key| {
+            URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, key.as_bytes()))
+        })))
     }
 }
 

@@ -32,12 +32,15 @@ async fn an_order_for_yaml_is_answered_with_the_fragment_alone() {
 }
 
 #[tokio::test]
-async fn an_order_sent_again_is_answered_with_200() {
+async fn an_order_sent_again_is_answered_with_200_and_its_key_goes_no_further_than_its_hash() {
     let broker = Broker::start().await;
     let headers = ["Authorization: Bearer alice", "Idempotency-Key: again"];
     let answer = broker.send("POST", "/v1/leases", &headers, Some(ORDER)).await;
     assert_eq!(answer.status, 200);
-    assert_eq!(broker.service.calls(), ["issue alice dev again"]);
+    assert_eq!(
+        broker.service.calls(),
+        [format!("issue alice dev {}", fake::HASH_OF_AGAIN)]
+    );
 }
 
 #[tokio::test]

@@ -22,6 +22,9 @@ use crate::service::{Check, IssueOrder, Issued, LeaseQuery, Readiness, Service, 
 
 const ISSUER: &str = "https://sso.acme.example/realms/data";
 
+/// What the use cases see of the idempotency key `again`.
+pub(super) const HASH_OF_AGAIN: &str = "tMnhQGHC_UU7NnAOOw2gCNshiccRrGKfD1gwiRZOJn0";
+
 /// `alice` and `bob` are good tokens, all others have expired.
 pub(super) struct Tokens;
 
@@ -157,7 +160,7 @@ impl Service for FakeService {
             "strong" => Err(ProblemCode::StepUpRequired.into()),
             _ => Ok(Issued {
                 view: issued(),
-                replay: key == "again",
+                replay: key == HASH_OF_AGAIN,
             }),
         }
     }
