@@ -28,6 +28,8 @@ pub struct BrokerOptions {
     pub installation: String,
     /// `RUST_LOG`.
     pub log: String,
+    /// More issuers, as items of the configuration's list.
+    pub issuers: String,
     /// More lines of its configuration.
     pub more: String,
 }
@@ -39,6 +41,7 @@ impl BrokerOptions {
             policies: policies.into(),
             installation: "demo".to_owned(),
             log: "info".to_owned(),
+            issuers: String::new(),
             more: String::new(),
         }
     }
@@ -283,7 +286,7 @@ issuers:
     authorized_parties: [kdbt-cli]
     service_clients: [kdbt-ci]
     provides: [realm_roles, client_roles, groups, claims.azp]
-admins: ["client:kdbt-broker:admin"]
+{issuers}admins: ["client:kdbt-broker:admin"]
 store: {{ sqlite: kdbt.db }}
 servers:
   {SERVER}:
@@ -292,6 +295,7 @@ servers:
     insecure_transport: true
 "#,
         installation = options.installation,
+        issuers = options.issuers,
         pg_port = postgres.port(),
     );
     if postgres.version() == PgVersion::Pg15 {

@@ -6,6 +6,8 @@ mod architecture;
 mod compose;
 #[path = "all/documents.rs"]
 mod documents;
+#[path = "all/hostile_tokens.rs"]
+mod hostile_tokens;
 #[path = "all/issuer.rs"]
 mod issuer;
 #[path = "all/keycloak.rs"]

@@ -33,6 +33,11 @@ impl Keycloak {
 }
 
 impl Admin<'_> {
+    /// Its access token, of the realm `master`.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// Calls `path` under the realm's admin URL, such as `users?username=ada`; `null` for an empty answer.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let url = format!("{}/admin/realms/{REALM}/{path}", self.keycloak.base_url());
