@@ -69,12 +69,12 @@ impl World {
             Some(keycloak) => Some(minted::Minted::by(keycloak).await.unwrap()),
             None => None,
         };
-        let mut issuers = minted.as_ref().map(minted::Minted::configured).unwrap_or_default();
-        issuers += &format!(
+        let issuers = format!(
             "  - issuer: {}\n    audiences: [kdbt-strict]\n    authorized_parties: [kdbt-cli]\n    provides: [realm_roles]\n    algorithms: [ES256]\n    \
              require_at_jwt: true\n    required_scope: kdbt\n    max_token_age: 2m\n    max_token_lifetime: 5m\n  \
-             - issuer: {DEAD_ISSUER}\n    audiences: [kdbt-broker]\n    authorized_parties: [kdbt-cli]\n    required: false\n",
+             - issuer: {DEAD_ISSUER}\n    audiences: [kdbt-broker]\n    authorized_parties: [kdbt-cli]\n    required: false\n{}",
             strict.issuer(),
+            minted.as_ref().map(minted::Minted::configured).unwrap_or_default(),
         );
         let options = StackOptions {
             version: PgVersion::Pg18,

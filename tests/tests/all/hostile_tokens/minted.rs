@@ -39,7 +39,7 @@ impl Minted {
             admin.create_user(&name, &["/data/engineers"]).await?;
             gone.push((keycloak.password_grant("kdbt-test", &name).await?, name));
         }
-        let [logged_out, disabled, deleted] = <[_; 3]>::try_from(gone).ok().expect("three of them");
+        let [logged_out, disabled, deleted] = <[_; 3]>::try_from(gone).expect("three of them");
         admin.log_out(&logged_out.1).await?;
         admin.set_enabled(&disabled.1, false).await?;
         admin.delete_user(&deleted.1).await?;
