@@ -1,5 +1,6 @@
 //! The use cases against everything that can go wrong between them: races told one by one, and a model.
 
+mod credentials;
 mod model;
 mod races;
 mod world;

@@ -40,6 +40,14 @@ rules:
   - { id: read, why: x, when: { realm_roles: [dev] }, targets: [dev], grants: [raw], ttl: { default: 1h, max: 4h }, profile: { schema: main } }
 ";
 
+const SNOWFLAKE_POLICY: &str = "\
+kdbt: 1
+targets: { dev: { server: sf, engine: snowflake, database: d, tier: dev, warehouses: [w] } }
+grants: { raw: { snowflake: { grant_role: KDBT_ENT_RAW, session_role: RAW_READER } } }
+rules:
+  - { id: read, why: x, when: { realm_roles: [dev] }, targets: [dev], grants: [raw], ttl: { default: 1h, max: 4h }, profile: { schema: main } }
+";
+
 /// What goes wrong in a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -320,6 +328,36 @@ impl World {
 
     fn path(&self) -> PathBuf {
         self.folder.path().join("kdbt.db")
+    }
+
+    /// The same server as the address of a Snowflake account, with a policy for it.
+    pub(super) fn on_snowflake() -> Self {
+        let mut world = Self::new();
+        let broker = world.broker();
+        let name: kdbt_api::name::ServerName = "sf".parse().unwrap();
+        let public = PublicAddress::Snowflake {
+            account: "myorg-myacct".into(),
+            address: None,
+        };
+        let every = Duration::from_secs(10);
+        let server = Server::new(
+            name.clone(),
+            world.warehouse.clone(),
+            public,
+            every,
+            world.clock.clone(),
+        );
+        world.broker = Some(Arc::new(Broker {
+            store: broker.store.clone(),
+            servers: BTreeMap::from([(name, Arc::new(server))]),
+            policies: ArcSwapOption::new(Some(policy(SNOWFLAKE_POLICY))),
+            authenticator: broker.authenticator.clone(),
+            clock: broker.clock.clone(),
+            rules: broker.rules.clone(),
+            renewing: Mutex::default(),
+            denials: Mutex::new((world.clock.now(), 0)),
+        }));
+        world
     }
 
     /// Another process on the same store: nothing but store and catalog is left of the one before.
