@@ -136,7 +136,7 @@ impl Running {
         let leases: Arc<dyn LeaseStore> = store.clone();
         let issuers = config.issuers.iter().map(|issuer| issuer.tokens.clone()).collect();
         let authenticator = Authenticator::new(issuers, clock.clone(), &front.tasks, &front.stop)?;
-        let servers = servers(&config, &lanes, &clock);
+        let servers = servers(&config, &lanes, &clock)?;
         let broker = Arc::new(Broker {
             store: leases.clone(),
             servers,
@@ -272,7 +272,7 @@ pub fn audit_key(config: &Config) -> anyhow::Result<Option<AuditKey>> {
 
 /// The driver's settings of one server.
 #[must_use]
-pub fn postgres(config: &Config, name: &ServerName, server: &config::Server) -> PostgresConfig {
+pub fn postgres(config: &Config, name: &ServerName, server: &config::PostgresServer) -> PostgresConfig {
     let connect = &server.connect;
     let password = connect.password.clone().unwrap_or_else(|| SecretString::from(""));
     let mut settings = PostgresConfig::new(
@@ -295,8 +295,17 @@ pub fn postgres(config: &Config, name: &ServerName, server: &config::Server) -> 
     settings
 }
 
-fn servers(config: &Config, lanes: &Stage, clock: &SharedClock) -> BTreeMap<ServerName, Arc<Server>> {
+/// A server of an engine that has a driver.
+pub fn reachable<'c>(name: &ServerName, server: &'c config::Server) -> anyhow::Result<&'c config::PostgresServer> {
+    match server {
+        config::Server::Postgres(server) => Ok(server),
+        config::Server::Snowflake(_) => anyhow::bail!("server `{name}`: Snowflake is not supported yet"),
+    }
+}
+
+fn servers(config: &Config, lanes: &Stage, clock: &SharedClock) -> anyhow::Result<BTreeMap<ServerName, Arc<Server>>> {
     let one = |(name, server): (&ServerName, &config::Server)| {
+        let server = reachable(name, server)?;
         let warehouse = PostgresWarehouse::new(postgres(config, name, server), &lanes.tasks, lanes.stop.clone());
         let public = PublicAddress::Postgres {
             host: server.public.host.clone(),
@@ -309,7 +318,7 @@ fn servers(config: &Config, lanes: &Stage, clock: &SharedClock) -> BTreeMap<Serv
             ca_pem: server.public.ca_pem.clone(),
         };
         let server = Server::new(name.clone(), Arc::new(warehouse), public, SWEEP_EVERY, clock.clone());
-        (name.clone(), Arc::new(server))
+        Ok((name.clone(), Arc::new(server)))
     };
     config.servers.iter().map(one).collect()
 }

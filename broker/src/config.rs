@@ -7,6 +7,7 @@ mod issuers;
 mod parts;
 mod secret;
 mod servers;
+mod snowflake;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kdbt_api::credential::Iterations;
-use kdbt_api::name::{DatabaseName, InstallationName, ServerName};
+use kdbt_api::lease::{Engine, SnowflakeAddress};
+use kdbt_api::name::{DatabaseName, InstallationName, RoleName, ServerName};
 use secrecy::SecretString;
 use url::Url;
 
@@ -116,9 +118,63 @@ pub enum Admin {
     Group(String),
 }
 
+/// One server.
+#[derive(Debug)]
+pub enum Server {
+    /// A PostgreSQL cluster.
+    Postgres(PostgresServer),
+    /// A Snowflake account.
+    Snowflake(SnowflakeServer),
+}
+
+impl Server {
+    /// Of which engine it is.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self::Postgres(_) => Engine::Postgres,
+            Self::Snowflake(_) => Engine::Snowflake,
+        }
+    }
+}
+
+/// One Snowflake account.
+#[derive(Debug)]
+pub struct SnowflakeServer {
+    /// What the broker dials.
+    pub connect: Account,
+    /// The account identifier that dbt gets.
+    pub public_account: String,
+    /// Where dbt finds the account, if not where its identifier says.
+    pub public_address: Option<SnowflakeAddress>,
+    /// The full name of a session policy that every lease's user gets.
+    pub session_policy: Option<String>,
+    /// Whether the key of a lease itself expires some hours after the lease's last possible end.
+    pub hard_expiry: bool,
+    /// How many calls that make users run at once.
+    pub calls: u16,
+}
+
+/// How the broker reaches a Snowflake account.
+#[derive(Debug)]
+pub struct Account {
+    /// The account identifier, as its owner writes it.
+    pub account: String,
+    /// The `LOGIN_NAME` of the broker's user.
+    pub user: String,
+    /// The role that the broker acts as, in capitals.
+    pub role: RoleName,
+    /// The key of the broker's user: unencrypted PKCS#8, as PEM or as base64 of its DER on one line.
+    pub private_key: SecretString,
+    /// Dialled instead of the account's own address; https, or http on loopback.
+    pub base_url: Option<Url>,
+    /// More authorities to trust than the system's, PEM.
+    pub ca_pem: Option<String>,
+}
+
 /// One PostgreSQL server.
 #[derive(Debug)]
-pub struct Server {
+pub struct PostgresServer {
     /// What the broker dials.
     pub connect: Connect,
     /// What dbt gets.
@@ -210,7 +266,26 @@ impl Config {
         self.issuers.iter().map(facts).collect()
     }
 
+    /// The engine of each server.
+    #[must_use]
+    pub fn engines(&self) -> BTreeMap<ServerName, Engine> {
+        let servers = self.servers.iter();
+        servers.map(|(name, server)| (name.clone(), server.engine())).collect()
+    }
+
     /// The same from the file alone: a check in CI has no secrets and no certificates.
+    pub fn engines_of(path: &Path) -> Result<BTreeMap<ServerName, Engine>, Diagnostics> {
+        let bytes = yaml::read_file(path)?;
+        let source = yaml::source_of(&path.display().to_string(), bytes, false)?;
+        let mut found = Diagnostics::none();
+        let engines = yaml::parse(&source, &mut found).and_then(|root| servers::engines(&root, &mut found));
+        match engines {
+            Some(engines) if !found.has_errors() => Ok(engines),
+            Some(_) | None => Err(found.sorted()),
+        }
+    }
+
+    /// What the policies need of the issuers, from the file alone.
     pub fn issuer_facts_of(path: &Path) -> Result<Vec<IssuerFacts>, Diagnostics> {
         let bytes = yaml::read_file(path)?;
         let source = yaml::source_of(&path.display().to_string(), bytes, false)?;

@@ -84,7 +84,7 @@ impl Doctor {
         &self,
         config: &'c Config,
         policies: &PolicySet,
-    ) -> Result<Vec<(&'c ServerName, &'c config::Server)>, String> {
+    ) -> Result<Vec<(&'c ServerName, &'c config::PostgresServer)>, String> {
         let named = match &self.target {
             Some(target) => match policies.target(target).map(|target| &target.server) {
                 Some(server) => vec![server.clone()],
@@ -95,7 +95,11 @@ impl Doctor {
         let missing = |name| format!("the policy names server `{name}`, which the config does not have");
         named
             .iter()
-            .map(|name| config.servers.get_key_value(name).ok_or_else(|| missing(name)))
+            .map(|name| {
+                let (name, server) = config.servers.get_key_value(name).ok_or_else(|| missing(name))?;
+                let server = app::reachable(name, server).map_err(|error| error.to_string())?;
+                Ok((name, server))
+            })
             .collect()
     }
 
@@ -114,7 +118,12 @@ impl Doctor {
     }
 }
 
-async fn examine(config: &Config, policies: &PolicySet, name: &ServerName, server: &config::Server) -> Vec<Finding> {
+async fn examine(
+    config: &Config,
+    policies: &PolicySet,
+    name: &ServerName,
+    server: &config::PostgresServer,
+) -> Vec<Finding> {
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let warehouse = PostgresWarehouse::new(app::postgres(config, name, server), &tasks, stop.clone());
     let findings = warehouse.check(&policies.needs(name)).await;

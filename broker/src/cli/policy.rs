@@ -133,7 +133,15 @@ impl Files {
 impl Check {
     fn run(&self, out: &mut dyn Write) -> Result<u8, Stop> {
         let issuers = self.files.issuers()?;
-        let (code, found) = match PolicySet::load(&self.files.dir, &issuers) {
+        let engines = match &self.files.config {
+            Some(path) => Some(Config::engines_of(path).map_err(Stop::Usage)?),
+            None => None,
+        };
+        let checked = PolicySet::load(&self.files.dir, &issuers).and_then(|loaded| match &engines {
+            Some(engines) => loaded.set.check_servers(engines).map(|()| loaded),
+            None => Ok(loaded),
+        });
+        let (code, found) = match checked {
             Ok(loaded) => (OK, loaded.warnings),
             Err(found) => (FOUND, found.into_vec()),
         };
@@ -226,6 +234,21 @@ mod tests {
         assert_eq!((code, text.as_str()), (0, "0 errors, 0 warnings\n"));
         let (code, text) = run(&["test", &policies, "--config", &config]);
         assert!(code == 0 && text.ends_with("9 passed, 0 failed\n"), "{text}");
+    }
+
+    #[test]
+    fn a_server_of_another_engine_than_the_configuration_has_is_found_by_check() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy =
+            "kdbt: 1\ntargets:\n  dev: { server: dwh, engine: snowflake, database: x, tier: dev, warehouses: [w] }\n";
+        std::fs::write(folder.path().join("a.yaml"), policy).unwrap();
+        let (dir, config) = (folder.path().to_str().unwrap(), demo("docs/broker.example.yaml"));
+        let (code, text) = run(&["check", dir, "--config", &config]);
+        assert!(
+            code == 1 && text.contains("`dwh` is of postgres in the configuration"),
+            "{text}"
+        );
+        assert_eq!(run(&["check", dir]).0, 0);
     }
 
     #[test]

@@ -8,8 +8,51 @@ use zeroize::Zeroizing;
 use crate::diagnostics::{Diagnostic, Diagnostics, Span};
 use crate::yaml::{Node, Value};
 
-/// The secret that a node refers to. A file's last line end is not part of it.
+/// The secret that a node refers to: one line. A file's last line end is not part of it.
 pub(super) fn secret(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<SecretString> {
+    let text = referred(node, folder, found)?;
+    if text.is_empty() || text.contains(['\n', '\0']) {
+        let error = Diagnostic::error("the secret that this refers to is empty or has several lines");
+        found.push(error.at(&node.span));
+        return None;
+    }
+    Some(SecretString::from(text.as_str()))
+}
+
+/// The private key that a node refers to: unencrypted PKCS#8, as PEM or as base64 of its DER on one line. What is in
+/// it, the driver looks at.
+pub(super) fn private_key(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<SecretString> {
+    let text = referred(node, folder, found)?;
+    let text = text.trim();
+    let armour = text
+        .strip_prefix("-----BEGIN ")
+        .map(|rest| rest.split("-----").next().unwrap_or_default());
+    let base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
+    let (mistake, help) = match armour {
+        Some("PRIVATE KEY") => return Some(SecretString::from(text)),
+        None if !text.is_empty() && text.chars().all(base64) => return Some(SecretString::from(text)),
+        Some("ENCRYPTED PRIVATE KEY") => (
+            "the private key is encrypted, and nobody is there to type its passphrase",
+            "decrypt it: `openssl pkcs8 -in OLD -out NEW`, and `chmod 600 NEW`",
+        ),
+        Some("RSA PRIVATE KEY") => (
+            "the private key is PKCS#1, and Snowflake's tools take PKCS#8",
+            "convert it: `openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW`",
+        ),
+        Some(_) => (
+            "what this refers to is no RSA private key in PKCS#8",
+            "name the file that begins with `-----BEGIN PRIVATE KEY-----`",
+        ),
+        None => (
+            "what this refers to is neither a private key in PEM nor base64 on one line",
+            "make one: `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out KEY`",
+        ),
+    };
+    found.push(Diagnostic::error(mistake).at(&node.span).help(help));
+    None
+}
+
+fn referred(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Zeroizing<String>> {
     const HELP: &str = "write `{ file: /path/to/it }` or `{ env: NAME }`";
     if !matches!(node.value, Value::Map(_)) {
         let error = Diagnostic::error("a secret must not stand in the configuration").at(&node.span);
@@ -20,21 +63,15 @@ pub(super) fn secret(node: &Node, folder: &Path, found: &mut Diagnostics) -> Opt
     let file = fields.optional::<String>("file", found);
     let variable = fields.optional::<String>("env", found);
     fields.finish(found);
-    let text = match (file, variable) {
-        (Some(file), None) => from_file(&folder.join(file), &node.span, found)?,
-        (None, Some(name)) => from_variable(&name, &node.span, found)?,
+    match (file, variable) {
+        (Some(file), None) => from_file(&folder.join(file), &node.span, found),
+        (None, Some(name)) => from_variable(&name, &node.span, found),
         (Some(_), Some(_)) | (None, None) => {
             let error = Diagnostic::error("a secret is one reference: to a file or to a variable");
             found.push(error.at(&node.span).help(HELP));
-            return None;
+            None
         }
-    };
-    if text.is_empty() || text.contains(['\n', '\0']) {
-        let error = Diagnostic::error("the secret that this refers to is empty or has several lines");
-        found.push(error.at(&node.span));
-        return None;
     }
-    Some(SecretString::from(text.as_str()))
 }
 
 fn from_file(path: &Path, place: &Span, found: &mut Diagnostics) -> Option<Zeroizing<String>> {

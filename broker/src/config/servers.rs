@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use kdbt_api::lease::Engine;
 use kdbt_api::name::ServerName;
 
 use super::parts::{certificates, present};
 use super::secret::secret;
-use super::{Connect, Public, Server};
+use super::snowflake::snowflake;
+use super::{Connect, PostgresServer, Public, Server};
 use crate::diagnostics::{Diagnostic, Diagnostics, suggestion};
-use crate::yaml::{Node, Spanned, text_of};
+use crate::yaml::{Fields, Node, Spanned, text_of};
 
 pub(super) fn servers(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<BTreeMap<ServerName, Server>> {
     let mut servers = BTreeMap::new();
@@ -33,15 +35,37 @@ pub(super) fn servers(node: &Node, folder: &Path, found: &mut Diagnostics) -> Op
 
 fn server(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Server> {
     let mut fields = node.fields("a server", found)?;
-    let engine = fields.required::<Spanned<String>>("engine", found);
-    if let Some(engine) = engine.filter(|engine| engine.value != "postgres") {
-        let error = if engine.value == "snowflake" {
-            Diagnostic::error("`snowflake` is not supported yet")
-        } else {
-            Diagnostic::error("unknown engine").help(suggestion(&engine.value, ["postgres"]))
-        };
-        found.push(error.at(&engine.span));
+    match engine(&mut fields, found)? {
+        Engine::Postgres => postgres(fields, folder, found).map(Server::Postgres),
+        Engine::Snowflake => snowflake(fields, folder, found).map(Server::Snowflake),
     }
+}
+
+fn engine(fields: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Engine> {
+    let word = fields.required::<Spanned<String>>("engine", found)?;
+    let engines = [Engine::Postgres, Engine::Snowflake];
+    let engine = engines.into_iter().find(|engine| engine.as_str() == word.value);
+    if engine.is_none() {
+        let error = Diagnostic::error("unknown engine").at(&word.span);
+        found.push(error.help(suggestion(&word.value, engines.map(Engine::as_str))));
+    }
+    engine
+}
+
+/// The engine of each server, and nothing else of the file.
+pub(super) fn engines(root: &Node, found: &mut Diagnostics) -> Option<BTreeMap<ServerName, Engine>> {
+    let mut fields = root.fields("the configuration", found)?;
+    let mut engines = BTreeMap::new();
+    for (key, node) in present(&mut fields, "servers", found)?.entries(found)? {
+        let mut fields = node.fields("a server", found)?;
+        if let (Ok(name), Some(engine)) = (key.text.parse(), engine(&mut fields, found)) {
+            engines.insert(name, engine);
+        }
+    }
+    Some(engines)
+}
+
+fn postgres(mut fields: Fields<'_>, folder: &Path, found: &mut Diagnostics) -> Option<PostgresServer> {
     let connect = present(&mut fields, "connect", found).and_then(|node| connect(node, folder, found));
     let public = fields.node("public").map(|node| public(node, folder, found));
     let insecure_transport = fields.optional("insecure_transport", found);
@@ -56,7 +80,7 @@ fn server(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Server>
             ca_pem: connect.ca_pem.clone(),
         },
     };
-    Some(Server {
+    Some(PostgresServer {
         connect,
         public,
         insecure_transport: insecure_transport.unwrap_or(false),
@@ -107,7 +131,7 @@ fn public(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Public>
 }
 
 /// A host name or address: it goes into connection strings and profiles, so its alphabet is small.
-fn host(node: &Node, found: &mut Diagnostics) -> Option<String> {
+pub(super) fn host(node: &Node, found: &mut Diagnostics) -> Option<String> {
     let text = text_of(node, found)?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
     if text.is_empty() || text.len() > 253 || !text.bytes().all(plain) {
@@ -117,7 +141,7 @@ fn host(node: &Node, found: &mut Diagnostics) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn port(node: &Node, found: &mut Diagnostics) -> Option<u16> {
+pub(super) fn port(node: &Node, found: &mut Diagnostics) -> Option<u16> {
     use crate::yaml::Read as _;
     let port = u16::read(node, found)?;
     if port == 0 {

@@ -47,7 +47,9 @@ fn mistakes(text: &str) -> String {
 fn a_small_configuration_gets_the_defaults() {
     let config = load(GOOD).unwrap();
     let issuer = &config.issuers[0];
-    let server = &config.servers[&"dwh".parse().unwrap()];
+    let Server::Postgres(server) = &config.servers[&"dwh".parse().unwrap()] else {
+        panic!("{config:?}")
+    };
     assert_eq!(config.limits, Limits::default());
     assert_eq!(issuer.client_id, "kdbt-cli", "the first authorized party");
     assert!(issuer.tokens.provides.groups && !issuer.tokens.provides.realm_roles);
@@ -124,11 +126,7 @@ fn each_mistake_is_refused_at_its_place() {
             "postgres: x",
             "10:10 `postgres` is not supported yet",
         ),
-        (
-            "engine: postgres",
-            "engine: snowflake",
-            "12:18 `snowflake` is not supported yet",
-        ),
+        ("engine: postgres", "engine: snowflak", "12:18 unknown engine"),
         ("host: db", "host: \"db user=x\"", "12:45 expected a host name"),
         ("host: db", "host: db, port: 0", "12:55 a port is a number from 1"),
         ("{ file: pw }", "{ file: none }", "12:80 cannot read the secret"),
@@ -203,4 +201,205 @@ fn the_example_in_the_documentation_loads() {
     if let Err(found) = Config::load(&path) {
         panic!("{found}");
     }
+}
+
+const LAKE: &str = "  lake: { engine: snowflake, connect: { account: myorg-myacct, user: KDBT_SVC, role: kdbt_broker, private_key: { file: key } } }\n";
+
+const PEM: &str = "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n";
+
+/// The good configuration with an account, one part of it replaced, and a key file.
+fn lake(from: &str, to: &str, key: &str) -> Result<SnowflakeServer, Diagnostics> {
+    assert!(LAKE.contains(from), "{from}");
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [("pw", "s3cret"), ("key", key)] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let path = folder.path().join("broker.yaml");
+    let lake = LAKE.replacen(from, to, 1);
+    std::fs::write(&path, GOOD.replace("policies:", &format!("{lake}policies:"))).unwrap();
+    let mut servers = Config::load(&path)?.servers;
+    match servers.remove(&"lake".parse::<ServerName>().unwrap()) {
+        Some(Server::Snowflake(lake)) => Ok(lake),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_small_account_gets_the_defaults() {
+    let server = lake("myorg", "myorg", PEM).unwrap();
+    assert_eq!(server.connect.role.as_str(), "KDBT_BROKER", "names are in capitals");
+    assert_eq!(server.connect.private_key.expose_secret(), PEM.trim());
+    assert_eq!(
+        (server.public_account.as_str(), &server.public_address),
+        ("myorg-myacct", &None)
+    );
+    assert_eq!(
+        (server.calls, server.hard_expiry, &server.session_policy),
+        (64, false, &None)
+    );
+    assert!(!format!("{server:?}").contains("MIIE"));
+}
+
+#[test]
+fn an_account_that_is_dialled_elsewhere_is_found_there_by_dbt_too_unless_public_says_otherwise() {
+    let at = |to: &str| lake("private_key:", &format!("{to}, private_key:"), PEM).unwrap();
+    let server = at("base_url: \"http://127.0.0.1:8080\"");
+    let address = server.public_address.unwrap();
+    assert_eq!(
+        (address.host.as_str(), address.port, address.plain),
+        ("127.0.0.1", 8080, true)
+    );
+    let server = lake(
+        "engine: snowflake",
+        "engine: snowflake, public: { account: other-acct, host: sf.internal }, session_policy: a.b.c, hard_expiry: true, calls: 8",
+        PEM,
+    )
+    .unwrap();
+    let address = server.public_address.unwrap();
+    assert_eq!(
+        (address.host.as_str(), address.port, address.plain),
+        ("sf.internal", 443, false)
+    );
+    assert_eq!((server.public_account.as_str(), server.calls), ("other-acct", 8));
+    assert_eq!(
+        (server.session_policy.as_deref(), server.hard_expiry),
+        (Some("A.B.C"), true)
+    );
+}
+
+#[test]
+fn every_odd_account_is_refused_at_its_place_with_what_it_should_look_like() {
+    for good in [
+        "xy12345.eu-central-1.privatelink",
+        "MYORG-MY_ACCT",
+        "conn1-a1b2c3.global",
+    ] {
+        assert!(lake("myorg-myacct", good, PEM).is_ok(), "{good}");
+    }
+    for odd in [
+        "\"\"",
+        "\" \"",
+        "\"my org\"",
+        "https://myorg-myacct.snowflakecomputing.com",
+        "myorg-myacct.snowflakecomputing.com",
+        "MYORG-MYACCT.SnowflakeComputing.cn",
+        "app.snowflake.com/myorg/myacct",
+        "myorg-myacct.",
+        ".myorg",
+        "a..b",
+        "-a",
+        "\"my\u{e9}\"",
+        "\"a@b\"",
+    ] {
+        let found = lake("myorg-myacct", odd, PEM).unwrap_err();
+        let first = found.iter().next().unwrap();
+        let place = first.place.as_ref().unwrap();
+        assert_eq!((place.line(), place.column()), (13, 50), "{odd}: {found}");
+        assert!(
+            first.message.starts_with("expected") && found.to_string().contains("myorg-myacct"),
+            "{odd}: {found}"
+        );
+    }
+}
+
+#[test]
+fn a_key_of_another_form_is_refused_with_the_command_that_makes_it_fit_and_never_printed() {
+    assert!(lake("myorg", "myorg", "TUlJRQ==\n").is_ok(), "base64 on one line");
+    for (key, says) in [
+        (
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nhunter2\n",
+            "openssl pkcs8 -in OLD",
+        ),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n",
+            "openssl pkcs8 -topk8 -nocrypt",
+        ),
+        ("-----BEGIN PUBLIC KEY-----\nhunter2\n", "no RSA private key"),
+        ("hunter2 hunter2", "neither a private key in PEM"),
+        ("", "neither a private key in PEM"),
+    ] {
+        let text = lake("myorg", "myorg", key).unwrap_err().to_string();
+        assert!(text.contains(says) && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn each_mistake_of_an_account_is_refused() {
+    for (from, to, says) in [
+        ("user: KDBT_SVC", "user: \"a b\"", "expected the LOGIN_NAME"),
+        ("user: KDBT_SVC, ", "", "`connect` has no `user`"),
+        ("role: kdbt_broker", "role: public", "`PUBLIC` is reserved"),
+        (
+            "private_key: { file: key }",
+            "password: { file: pw }",
+            "Snowflake takes no password",
+        ),
+        (
+            "private_key: { file: key }",
+            "private_key: MIIE",
+            "a secret must not stand in the configuration",
+        ),
+        (
+            "private_key:",
+            "base_url: \"http://sf.example\", private_key:",
+            "plain http is for loopback",
+        ),
+        (
+            "private_key:",
+            "base_url: \"https://sf.example/x\", private_key:",
+            "must have no path",
+        ),
+        ("private_key:", "ca_file: none.pem, private_key:", "cannot read"),
+        ("private_key:", "acount: x, private_key:", "unknown key `acount`"),
+        (
+            "engine: snowflake",
+            "engine: snowflake, calls: 0",
+            "with no call at once",
+        ),
+        (
+            "engine: snowflake",
+            "engine: snowflake, session_policy: kdbt",
+            "full name of a session policy",
+        ),
+        (
+            "engine: snowflake",
+            "engine: snowflake, accept_createrole: true",
+            "unknown key `accept_createrole`",
+        ),
+        (
+            "engine: snowflake",
+            "engine: snowflake, public: { port: 1 }",
+            "belongs to a `host`",
+        ),
+        (
+            "engine: snowflake",
+            "engine: snowflake, public: { host: sf.example, plain: true }",
+            "loopback addresses only",
+        ),
+        (
+            "engine: snowflake",
+            "engine: snowflake, public: { host: localhost, port: 0 }",
+            "a port is a number from 1",
+        ),
+    ] {
+        let found = lake(from, to, PEM).unwrap_err().to_string();
+        assert!(found.contains(says), "{to}: {found}");
+    }
+}
+
+#[test]
+fn the_account_in_the_documentation_loads() {
+    let example = include_str!("../../../docs/broker.example.yaml");
+    let (_, account) = example.split_once("  # sf:").unwrap();
+    let lines = account.lines().skip(1).map_while(|line| line.strip_prefix("  # "));
+    let text: String = lines.map(|line| format!("  {line}\n")).collect();
+    let text = format!(
+        "  lake:\n{}",
+        text.replace("      ca_file: ca.pem\n", "").replace("sf.p8", "key")
+    );
+    let server = lake(LAKE, &text, PEM).unwrap();
+    assert_eq!(server.session_policy.as_deref(), Some("SECURITY.POLICIES.KDBT"));
+    assert_eq!(server.public_address.unwrap().host, "sf.internal");
 }
