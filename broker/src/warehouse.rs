@@ -12,6 +12,7 @@ use crate::lease::{EngineId, SubjectHash, UserRef};
 use crate::mark::Mark;
 
 pub mod postgres;
+pub mod snowflake;
 
 /// All that is needed to make a user, and no secret.
 #[derive(Debug, Clone)]

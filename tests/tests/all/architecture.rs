@@ -28,6 +28,7 @@ const BROKER: &[(&str, &str)] = &[
     // The adapters: their port and pure modules, never another adapter.
     ("store::sqlite", "audit clock lease store warehouse"),
     ("warehouse::postgres", "grant lease mark warehouse"),
+    ("warehouse::snowflake", "clock grant lease mark warehouse"),
     ("identity", "clock"),
     // The use cases and what they share.
     ("server", "clock warehouse"),
@@ -77,7 +78,7 @@ const KEPT_TO: &[(&str, &str)] = &[
     ("rusqlite", "store::sqlite"),
     ("tokio_postgres", "warehouse::postgres"),
     ("deadpool_postgres", "warehouse::postgres"),
-    ("reqwest", "identity"),
+    ("reqwest", "identity warehouse::snowflake"),
     ("jsonwebtoken", "identity"),
     ("prometheus_client", "metrics"),
     ("clap", "cli main"),
@@ -111,6 +112,8 @@ const SECRETS_LEAVE_IN: &[&str] = &[
     "broker/src/identity/bearer.rs",
     "broker/src/issue.rs",
     "broker/src/warehouse/postgres/connect.rs",
+    "broker/src/warehouse/snowflake/api/wire.rs",
+    "broker/src/warehouse/snowflake/token.rs",
     "client/src/broker.rs",
     "client/src/commands/profile.rs",
     "client/src/login.rs",
