@@ -394,7 +394,7 @@ fn the_account_in_the_documentation_loads() {
     let example = include_str!("../../../docs/broker.example.yaml");
     let (_, account) = example.split_once("  # sf:").unwrap();
     let lines = account.lines().skip(1).map_while(|line| line.strip_prefix("  # "));
-    let text: String = lines.map(|line| format!("  {line}\n")).collect();
+    let text = lines.map(|line| format!("  {line}\n")).collect::<Vec<_>>().concat();
     let text = format!(
         "  lake:\n{}",
         text.replace("      ca_file: ca.pem\n", "").replace("sf.p8", "key")
