@@ -16,6 +16,8 @@ mod keycloak;
 mod main_job;
 #[path = "all/simulator.rs"]
 mod simulator;
+#[path = "all/snowflake_doctor.rs"]
+mod snowflake_doctor;
 #[path = "all/stack.rs"]
 mod stack;
 #[path = "all/store.rs"]

@@ -18,7 +18,7 @@ use self::sql::Statement;
 use crate::clock::SharedClock;
 use crate::lease::{EngineId, UserRef};
 use crate::warehouse::{
-    CreateError, EndOutcome, Finding, MarkedUser, Needs, NewUser, Severity, Sweep, Warehouse, WarehouseError,
+    CreateError, EndOutcome, Finding, MarkedUser, Needs, NewUser, Sweep, Warehouse, WarehouseError,
 };
 
 pub use self::account::{Account, AccountError};
@@ -27,7 +27,9 @@ pub use self::token::KeyError;
 
 mod account;
 mod api;
+mod bootstrap;
 mod create;
+mod doctor;
 mod ending;
 mod error;
 mod listing;
@@ -135,6 +137,17 @@ impl SnowflakeWarehouse {
         Ok(Self { config, api })
     }
 
+    /// What a SECURITYADMIN runs once, before anything can connect.
+    #[must_use]
+    pub fn bootstrap(&self, needs: &Needs) -> String {
+        let login = bootstrap::Login {
+            role: &self.config.role,
+            user: &self.config.user,
+            key: self.api.public_key(),
+        };
+        bootstrap::script(needs, &self.config.installation, &login)
+    }
+
     /// A call that has no deadline of its own may be sent until then.
     fn patience(&self) -> tokio::time::Instant {
         tokio::time::Instant::now() + self.config.call_timeout
@@ -178,24 +191,8 @@ impl Warehouse for SnowflakeWarehouse {
         self.end_stray(user).await
     }
 
-    async fn check(&self, _needs: &Needs) -> Vec<Finding> {
-        let statement = Statement::CurrentRole;
-        let done = self.api.run(Lane::Issue, &statement, self.patience()).await;
-        let finding = match done {
-            Ok(_) => Finding {
-                severity: Severity::Ok,
-                code: "login",
-                message: format!("the broker logs in and acts as role `{}`", self.config.role),
-                remedy: None,
-            },
-            Err(failure) => Finding {
-                severity: Severity::Error,
-                code: "login",
-                message: failure.of(&statement, &self.config.role).to_string(),
-                remedy: None,
-            },
-        };
-        vec![finding]
+    async fn check(&self, needs: &Needs) -> Vec<Finding> {
+        self.examine(needs).await
     }
 }
 

@@ -108,6 +108,11 @@ impl Account {
         account
     }
 
+    /// Its time: milliseconds since the epoch.
+    pub fn now(&self) -> i64 {
+        self.now
+    }
+
     /// A user by its exact name.
     pub fn user(&self, name: &str) -> Option<&User> {
         self.users.get(name)
@@ -187,6 +192,26 @@ impl Account {
         } else {
             Err(Refusal::privilege(&format!("role '{granted}'")))
         }
+    }
+
+    /// Takes a role away, as somebody else might.
+    pub fn take(&mut self, role: &str, from: &Grantee) -> bool {
+        self.grants.remove(&(role.to_owned(), from.clone()))
+    }
+
+    /// Takes a privilege on the account away.
+    pub fn withdraw(&mut self, role: &str, privilege: &str) -> bool {
+        self.privileges.remove(&(role.to_owned(), privilege.to_owned()))
+    }
+
+    /// Makes somebody else the owner of a role.
+    pub fn hand_over(&mut self, role: &str, to: &str) {
+        self.roles.insert(role.to_owned(), to.to_owned());
+    }
+
+    /// Drops a user by an administrator's hand.
+    pub fn forget_user(&mut self, name: &str) {
+        self.forget(name);
     }
 
     /// Forgets a user and all grants to it.

@@ -11,6 +11,8 @@ pub enum Fault {
     LostBefore,
     /// The statement is executed, then the connection breaks.
     LostAfter,
+    /// The statement is executed, and the answer comes so much later.
+    Held(Duration),
     /// The statement is executed, and the result is not ready for so many looks.
     NotReady(u32),
     /// The answer comes so much later.

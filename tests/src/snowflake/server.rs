@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use super::account::Account;
 use super::fault::Fault;
 use super::{LoginFailure, Refusal, Said, Simulator, Table, new_id, statement};
 
@@ -17,8 +18,20 @@ pub(super) async fn serve(listener: TcpListener, simulator: Simulator) {
     let router = Router::new()
         .route("/api/v2/statements", post(execute))
         .route("/api/v2/statements/{handle}", get(fetch))
+        .layer(axum::middleware::map_response_with_state(simulator.clone(), dated))
         .with_state(simulator);
     let _ = axum::serve(listener, router).await;
+}
+
+/// The account's own time, as every HTTP server tells it (RFC 9110 section 6.6.1).
+async fn dated(State(simulator): State<Simulator>, mut answer: Answer) -> Answer {
+    let now = simulator.look(Account::now);
+    let date = jiff::Timestamp::from_millisecond(now).unwrap_or_default();
+    let text = date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    if let Ok(text) = text.parse() {
+        answer.headers_mut().insert(header::DATE, text);
+    }
+    answer
 }
 
 #[derive(Deserialize)]
@@ -101,6 +114,9 @@ async fn execute(
         _ => {}
     }
     let outcome = run(&simulator, &user, &order, &asked);
+    if let Some(Fault::Held(held)) = fault {
+        tokio::time::sleep(held).await;
+    }
     let handle = new_id();
     match (fault, outcome) {
         (Some(Fault::LostAfter), _) => lost(),

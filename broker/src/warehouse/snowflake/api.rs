@@ -82,6 +82,16 @@ impl Api {
         self.wire.now()
     }
 
+    /// The broker's own clock, whatever the account's shows.
+    pub(super) fn clock_now(&self) -> Timestamp {
+        self.wire.clock_now()
+    }
+
+    /// The public half of the broker's key: base64 of the SPKI.
+    pub(super) fn public_key(&self) -> &str {
+        self.wire.public_key()
+    }
+
     /// Runs a statement. Nothing is sent after `until`; an answer may come `request_timeout` later.
     pub(super) async fn run(&self, lane: Lane, statement: &Statement, until: Instant) -> Result<Done, Failure> {
         let lane = match lane {

@@ -62,6 +62,9 @@ pub(super) enum Statement {
     DescribeUser {
         user: String,
     },
+    ShowGrantsToRole {
+        role: String,
+    },
     CurrentRole,
 }
 
@@ -153,6 +156,7 @@ impl Statement {
                 )
             }
             Self::DescribeUser { user } => format!("DESCRIBE USER {}", ident(user)),
+            Self::ShowGrantsToRole { role } => format!("SHOW GRANTS TO ROLE {}", ident(role)),
             Self::CurrentRole => "SELECT CURRENT_ROLE()".to_owned(),
         }
     }
@@ -171,6 +175,7 @@ impl Statement {
             Self::SessionPolicy { .. } => "set a user's session policy",
             Self::ShowUsers { .. } => "list users",
             Self::DescribeUser { .. } => "look at a user",
+            Self::ShowGrantsToRole { .. } => "look at a role",
             Self::CurrentRole => "log in",
         }
     }
@@ -199,7 +204,7 @@ impl Statement {
             | Self::AddKeyPair { user, .. }
             | Self::RotateKeyPair { user, .. }
             | Self::DescribeUser { user } => ownership(user, &broker),
-            Self::ShowUsers { .. } | Self::CurrentRole => return None,
+            Self::ShowUsers { .. } | Self::ShowGrantsToRole { .. } | Self::CurrentRole => return None,
         })
     }
 }

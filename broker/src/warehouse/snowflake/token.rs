@@ -30,6 +30,8 @@ pub(super) struct Signer {
     /// `ACCOUNT.USER`.
     subject: String,
     fingerprint: String,
+    /// Base64 of the SPKI.
+    public_key: String,
 }
 
 /// Why a text is no key that Snowflake takes. No part of the text is ever quoted.
@@ -74,7 +76,13 @@ impl Signer {
             key,
             subject: format!("{}.{}", account.in_jwt(), user.to_uppercase()),
             fingerprint,
+            public_key: STANDARD.encode(public.as_ref()),
         })
+    }
+
+    /// The public half: base64 of the SPKI, as the account stores it.
+    pub(super) fn public_key(&self) -> &str {
+        &self.public_key
     }
 
     /// `ACCOUNT.USER`, as tokens name it: for errors.

@@ -94,6 +94,16 @@ impl Wire {
         })
     }
 
+    /// The broker's own clock.
+    pub(super) fn clock_now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The public half of the key: base64 of the SPKI.
+    pub(super) fn public_key(&self) -> &str {
+        self.signer.public_key()
+    }
+
     /// The account's time as far as it is known.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now().offset_by_millis(self.skew.load(Ordering::Relaxed))
