@@ -27,10 +27,15 @@ use crate::reaper::Reaper;
 use crate::server::{PublicAddress, Server};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{LeaseStore, Limits};
+use crate::warehouse::Warehouse;
 use crate::warehouse::postgres::{PostgresConfig, PostgresWarehouse, Tls};
+use crate::warehouse::snowflake::{SnowflakeConfig, SnowflakeWarehouse};
 
 /// How often the catalog of a PostgreSQL server is compared with the store.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// The same for a Snowflake account, where a look costs a call over the internet.
+const SWEEP_ACCOUNT_EVERY: Duration = Duration::from_mins(1);
 
 /// How often numbers that nobody pushes are read for the metrics.
 const METRICS_EVERY: Duration = Duration::from_secs(5);
@@ -295,29 +300,63 @@ pub fn postgres(config: &Config, name: &ServerName, server: &config::PostgresSer
     settings
 }
 
-/// A server of an engine that has a driver.
-pub fn reachable<'c>(name: &ServerName, server: &'c config::Server) -> anyhow::Result<&'c config::PostgresServer> {
-    match server {
-        config::Server::Postgres(server) => Ok(server),
-        config::Server::Snowflake(_) => anyhow::bail!("server `{name}`: Snowflake is not supported yet"),
+/// The driver of one account.
+pub fn snowflake(
+    config: &Config,
+    name: &ServerName,
+    server: &config::SnowflakeServer,
+    clock: SharedClock,
+) -> anyhow::Result<SnowflakeWarehouse> {
+    let connect = &server.connect;
+    // Neither text is quoted by its error: the configuration's lines never are.
+    let account = connect.account.parse().ok().context("`connect.account`")?;
+    let mut settings = SnowflakeConfig::new(
+        name.clone(),
+        config.installation.clone(),
+        account,
+        connect.user.clone(),
+        connect.role.to_string(),
+        connect.private_key.clone(),
+    );
+    settings.base_url.clone_from(&connect.base_url);
+    settings.ca_pem.clone_from(&connect.ca_pem);
+    settings.hard_expiry = server.hard_expiry;
+    settings.issue_calls = server.calls.into();
+    if let Some(policy) = &server.session_policy {
+        settings.session_policy = Some(policy.parse().context("`session_policy`")?);
     }
+    Ok(SnowflakeWarehouse::new(settings, clock)?)
 }
 
 fn servers(config: &Config, lanes: &Stage, clock: &SharedClock) -> anyhow::Result<BTreeMap<ServerName, Arc<Server>>> {
     let one = |(name, server): (&ServerName, &config::Server)| {
-        let server = reachable(name, server)?;
-        let warehouse = PostgresWarehouse::new(postgres(config, name, server), &lanes.tasks, lanes.stop.clone());
-        let public = PublicAddress::Postgres {
-            host: server.public.host.clone(),
-            port: server.public.port,
-            sslmode: if server.insecure_transport {
-                SslMode::Disable
-            } else {
-                SslMode::VerifyFull
-            },
-            ca_pem: server.public.ca_pem.clone(),
+        let (warehouse, public, sweep_every): (Arc<dyn Warehouse>, _, _) = match server {
+            config::Server::Postgres(server) => {
+                let settings = postgres(config, name, server);
+                let warehouse = PostgresWarehouse::new(settings, &lanes.tasks, lanes.stop.clone());
+                let public = PublicAddress::Postgres {
+                    host: server.public.host.clone(),
+                    port: server.public.port,
+                    sslmode: if server.insecure_transport {
+                        SslMode::Disable
+                    } else {
+                        SslMode::VerifyFull
+                    },
+                    ca_pem: server.public.ca_pem.clone(),
+                };
+                (Arc::new(warehouse), public, SWEEP_EVERY)
+            }
+            config::Server::Snowflake(server) => {
+                let warehouse = snowflake(config, name, server, clock.clone());
+                let public = PublicAddress::Snowflake {
+                    account: server.public_account.clone(),
+                    address: server.public_address.clone(),
+                };
+                let warehouse = warehouse.with_context(|| format!("server `{name}`"))?;
+                (Arc::new(warehouse), public, SWEEP_ACCOUNT_EVERY)
+            }
         };
-        let server = Server::new(name.clone(), Arc::new(warehouse), public, SWEEP_EVERY, clock.clone());
+        let server = Server::new(name.clone(), warehouse, public, sweep_every, clock.clone());
         Ok((name.clone(), Arc::new(server)))
     };
     config.servers.iter().map(one).collect()

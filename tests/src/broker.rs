@@ -30,6 +30,10 @@ pub struct BrokerOptions {
     pub log: String,
     /// More issuers, as items of the configuration's list.
     pub issuers: String,
+    /// More servers, as entries of the configuration's map.
+    pub servers: String,
+    /// Files beside the configuration: their names and texts, readable by their owner only.
+    pub files: Vec<(String, String)>,
     /// More lines of its configuration.
     pub more: String,
 }
@@ -42,6 +46,8 @@ impl BrokerOptions {
             installation: "demo".to_owned(),
             log: "info".to_owned(),
             issuers: String::new(),
+            servers: String::new(),
+            files: Vec::new(),
             more: String::new(),
         }
     }
@@ -63,13 +69,26 @@ pub struct Broker {
 impl Broker {
     /// Writes its configuration, and starts nothing: the server may still need the bootstrap that is made from it.
     pub fn prepare(options: &BrokerOptions, postgres: &Postgres, issuer: &str) -> Result<Self> {
+        let server = postgres_server(postgres);
+        Self::write(options, &server, issuer)
+    }
+
+    /// The same with no server but those of the options.
+    pub fn prepare_alone(options: &BrokerOptions, issuer: &str) -> Result<Self> {
+        Self::write(options, "", issuer)
+    }
+
+    fn write(options: &BrokerOptions, server: &str, issuer: &str) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kdbt-broker-").tempdir()?;
         copy(&options.policies, &folder.path().join("policies"))?;
         let password = random_password();
         let (port, management_port) = free_ports()?;
         let secret = folder.path().join("dwh.password");
         private(&secret, &password)?;
-        let text = configuration(options, postgres, issuer, port, management_port);
+        for (name, text) in &options.files {
+            private(&folder.path().join(name), text)?;
+        }
+        let text = configuration(options, server, issuer, port, management_port);
         fs::write(folder.path().join("broker.yaml"), text)?;
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(30))
@@ -267,13 +286,7 @@ pub fn demo_policies() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../policies"))
 }
 
-fn configuration(
-    options: &BrokerOptions,
-    postgres: &Postgres,
-    issuer: &str,
-    port: u16,
-    management_port: u16,
-) -> String {
+fn configuration(options: &BrokerOptions, server: &str, issuer: &str, port: u16, management_port: u16) -> String {
     let mut text = format!(
         r#"kdbt: 1
 installation: {installation}
@@ -289,20 +302,26 @@ issuers:
 {issuers}admins: ["client:kdbt-broker:admin"]
 store: {{ sqlite: kdbt.db }}
 servers:
-  {SERVER}:
-    engine: postgres
-    connect: {{ host: 127.0.0.1, port: {pg_port}, user: {LOGIN}, password: {{ file: dwh.password }} }}
-    insecure_transport: true
-"#,
+{server}{servers}"#,
         installation = options.installation,
         issuers = options.issuers,
-        pg_port = postgres.port(),
+        servers = options.servers,
+    );
+    text.push_str("policies: policies\n");
+    text.push_str(&options.more);
+    text
+}
+
+/// The server that policies call [`SERVER`].
+fn postgres_server(postgres: &Postgres) -> String {
+    let mut text = format!(
+        "  {SERVER}:\n    engine: postgres\n    insecure_transport: true\n    \
+         connect: {{ host: 127.0.0.1, port: {}, user: {LOGIN}, password: {{ file: dwh.password }} }}\n",
+        postgres.port()
     );
     if postgres.version() == PgVersion::Pg15 {
         text.push_str("    accept_createrole: true\n");
     }
-    text.push_str("policies: policies\n");
-    text.push_str(&options.more);
     text
 }
 

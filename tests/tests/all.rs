@@ -18,6 +18,8 @@ mod main_job;
 mod simulator;
 #[path = "all/snowflake_doctor.rs"]
 mod snowflake_doctor;
+#[path = "all/snowflake_job.rs"]
+mod snowflake_job;
 #[path = "all/stack.rs"]
 mod stack;
 #[path = "all/store.rs"]

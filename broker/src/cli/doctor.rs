@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Args;
 use kdbt_api::name::{ServerName, TargetName};
 
 use super::{ConfigFile, output};
 use crate::app;
+use crate::clock::system_clock;
 use crate::config::{self, Config};
 use crate::policy::PolicySet;
 use crate::warehouse::postgres::{Era, PostgresWarehouse, bootstrap};
@@ -21,10 +23,14 @@ pub(crate) struct Doctor {
     target: Option<TargetName>,
     #[command(flatten)]
     config: ConfigFile,
-    /// Print the SQL that a DBA runs with `psql` to make the server ready, and connect to nothing.
-    #[arg(long)]
+    /// Print the SQL that a DBA runs to make the server ready (with `psql`, or in a worksheet as SECURITYADMIN), and
+    /// connect to nothing.
+    #[arg(long, conflicts_with = "probe")]
     bootstrap: bool,
-    /// For `--bootstrap`: the server's major version.
+    /// On Snowflake: also make a user without any role, and drop it.
+    #[arg(long)]
+    probe: bool,
+    /// For `--bootstrap`: the PostgreSQL server's major version.
     #[arg(long, value_name = "MAJOR", default_value_t = 18, value_parser = clap::value_parser!(u32).range(15..=99))]
     postgres: u32,
     /// Print what is as it should be, too.
@@ -54,20 +60,19 @@ impl Doctor {
         };
         if self.bootstrap {
             for (name, server) in servers {
-                let era = Era::of(self.postgres * 10_000);
-                let login = &server.connect.user;
-                output::text(&bootstrap::script(
-                    &policies.needs(name),
-                    era,
-                    &config.installation,
-                    login,
-                ));
+                match self.script(&config, &policies, name, server) {
+                    Ok(script) => output::text(&script),
+                    Err(error) => {
+                        output::error(&format!("{error:#}"));
+                        return ExitCode::from(2);
+                    }
+                }
             }
             return ExitCode::SUCCESS;
         }
         let mut worst = Severity::Ok;
         for (name, server) in servers {
-            for finding in examine(&config, &policies, name, server).await {
+            for finding in self.examine(&config, &policies, name, server).await {
                 worst = worst.max(finding.severity);
                 self.print(name, &finding);
             }
@@ -84,7 +89,7 @@ impl Doctor {
         &self,
         config: &'c Config,
         policies: &PolicySet,
-    ) -> Result<Vec<(&'c ServerName, &'c config::PostgresServer)>, String> {
+    ) -> Result<Vec<(&'c ServerName, &'c config::Server)>, String> {
         let named = match &self.target {
             Some(target) => match policies.target(target).map(|target| &target.server) {
                 Some(server) => vec![server.clone()],
@@ -95,12 +100,68 @@ impl Doctor {
         let missing = |name| format!("the policy names server `{name}`, which the config does not have");
         named
             .iter()
-            .map(|name| {
-                let (name, server) = config.servers.get_key_value(name).ok_or_else(|| missing(name))?;
-                let server = app::reachable(name, server).map_err(|error| error.to_string())?;
-                Ok((name, server))
-            })
+            .map(|name| config.servers.get_key_value(name).ok_or_else(|| missing(name)))
             .collect()
+    }
+
+    fn script(
+        &self,
+        config: &Config,
+        policies: &PolicySet,
+        name: &ServerName,
+        server: &config::Server,
+    ) -> anyhow::Result<String> {
+        let needs = policies.needs(name);
+        match server {
+            config::Server::Postgres(server) => {
+                let era = Era::of(self.postgres * 10_000);
+                Ok(bootstrap::script(
+                    &needs,
+                    era,
+                    &config.installation,
+                    &server.connect.user,
+                ))
+            }
+            config::Server::Snowflake(server) => {
+                let warehouse = app::snowflake(config, name, server, system_clock());
+                let warehouse = warehouse.with_context(|| format!("server `{name}`"))?;
+                Ok(warehouse.bootstrap(&needs))
+            }
+        }
+    }
+
+    async fn examine(
+        &self,
+        config: &Config,
+        policies: &PolicySet,
+        name: &ServerName,
+        server: &config::Server,
+    ) -> Vec<Finding> {
+        let needs = policies.needs(name);
+        match server {
+            config::Server::Postgres(server) => {
+                let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+                let warehouse = PostgresWarehouse::new(app::postgres(config, name, server), &tasks, stop.clone());
+                let findings = warehouse.check(&needs).await;
+                stop.cancel();
+                findings
+            }
+            config::Server::Snowflake(server) => match app::snowflake(config, name, server, system_clock()) {
+                Ok(warehouse) => {
+                    let mut findings = warehouse.check(&needs).await;
+                    if self.probe {
+                        findings.extend(warehouse.probe().await);
+                    }
+                    findings
+                }
+                Err(error) => vec![Finding {
+                    severity: Severity::Error,
+                    code: "configuration",
+                    message: format!("{error:#}"),
+                    remedy: None,
+                }],
+            },
+        }
     }
 
     fn print(&self, server: &ServerName, finding: &Finding) {
@@ -116,17 +177,4 @@ impl Doctor {
             output::line(&format!("           {line}"));
         }
     }
-}
-
-async fn examine(
-    config: &Config,
-    policies: &PolicySet,
-    name: &ServerName,
-    server: &config::PostgresServer,
-) -> Vec<Finding> {
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let warehouse = PostgresWarehouse::new(app::postgres(config, name, server), &tasks, stop.clone());
-    let findings = warehouse.check(&policies.needs(name)).await;
-    stop.cancel();
-    findings
 }
