@@ -105,11 +105,11 @@ impl Api {
             columns: first.body.columns(),
             rows: first.body.rows(),
         };
-        if let Some(handle) = first.body.handle() {
-            for partition in 1..first.body.partitions() {
-                let more = self.partition(lane, &handle, partition, &mut pauses, until).await?;
-                rows.rows.extend(more.body.rows());
-            }
+        for partition in 1..first.body.partitions() {
+            let handle = first.body.handle();
+            let handle = handle.ok_or_else(|| Failure::Unknown("the rest of the result has no handle".to_owned()))?;
+            let more = self.partition(lane, &handle, partition, &mut pauses, until).await?;
+            rows.rows.extend(more.body.rows());
         }
         Ok(Done {
             rows,
@@ -234,7 +234,8 @@ fn judge(answer: Answer, wire: &Wire) -> Try {
     let status = answer.status;
     let says = || format!("the account answers {}", status.as_u16());
     match status {
-        StatusCode::OK => Try::Done(answer),
+        StatusCode::OK if answer.body.is_result() => Try::Done(answer),
+        StatusCode::OK => Try::Again("the account answers 200 and no result".to_owned()),
         StatusCode::ACCEPTED => match answer.body.handle() {
             Some(handle) => Try::Running(handle),
             None => Try::Again("the account works on it, and gives no handle to ask by".to_owned()),

@@ -69,6 +69,10 @@ impl SnowflakeWarehouse {
         };
         for number in 0..MOST_PAGES {
             let done = page.map_err(|failure| failed(failure, &statement))?;
+            // Without these an absent user and one that is not shown would look alike.
+            if let Some(column) = ["name", "comment"].into_iter().find(|column| !done.rows.shows(column)) {
+                return Err(WarehouseError::Unsafe(format!("SHOW USERS has no column `{column}`")));
+            }
             if number == 0 {
                 listing.server_time = done.server_time;
                 listing.took = done.took;

@@ -7,6 +7,9 @@ use kdbt_api::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
+/// The vendor's code of a statement that was run.
+const SUCCESS: &str = "090001";
+
 /// A body of any status.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -25,6 +28,11 @@ impl Body {
         serde_json::from_slice::<serde_json::Map<String, Value>>(bytes)
             .and_then(|object| serde_json::from_value(Value::Object(object)))
             .unwrap_or_default()
+    }
+
+    /// Whether it holds a result at all: a proxy's page with status 200 does not, and nothing follows from it.
+    pub(super) fn is_result(&self) -> bool {
+        self.code().as_deref() == Some(SUCCESS) || self.data.is_array() || self.result_set_meta_data.is_object()
     }
 
     /// The vendor's code, such as `002002`: six digits, since some answers drop leading zeros.
@@ -100,6 +108,11 @@ pub(in super::super) struct Rows {
 }
 
 impl Rows {
+    /// Whether there is such a column, named in small letters, whatever stands in it.
+    pub(in super::super) fn shows(&self, column: &str) -> bool {
+        self.columns.iter().any(|name| name == column)
+    }
+
     /// How many.
     pub(in super::super) fn len(&self) -> usize {
         self.rows.len()
@@ -145,6 +158,7 @@ mod tests {
             assert_eq!(body.handle(), None, "{bytes}");
             assert_eq!(body.partitions(), 1, "{bytes}");
             assert!(body.rows().is_empty(), "{bytes}");
+            assert!(!body.is_result(), "{bytes}");
         }
     }
 

@@ -348,6 +348,18 @@ async fn an_answer_that_is_cut_or_garbled_is_no_answer() {
 }
 
 #[tokio::test]
+async fn a_200_without_a_result_and_a_part_without_a_handle_say_nothing() {
+    let page = || Reply::Answer(200, Vec::new(), b"<html>Sign in to the hotel's network</html>".to_vec());
+    let account = Account::start([page(), done()]).await;
+    assert_eq!(names(&run(&account).await.unwrap()), ["A"]);
+    let mut parts = rows(&json!([["A"], ["B"]]));
+    parts["statementHandle"] = Value::Null;
+    let account = Account::start([(200, parts).into()]).await;
+    let failure = run(&account).await.unwrap_err();
+    assert!(matches!(failure, Failure::Unknown(_)), "{failure:?}");
+}
+
+#[tokio::test]
 async fn no_error_and_no_debug_output_holds_the_key_or_a_token() {
     let account = Account::start([refused_token(None), refused_token(None)]).await;
     let config = account.config();

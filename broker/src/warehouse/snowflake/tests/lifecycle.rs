@@ -337,6 +337,16 @@ async fn a_user_that_hides_whose_it_is_is_never_called_dropped() {
 }
 
 #[tokio::test]
+async fn a_listing_that_is_none_ends_nobody_and_sweeps_nothing() {
+    for columns in [&["name"][..], &["comment"], &["status"], &[]] {
+        let account = Account::start([result(columns, &json!([])), result(columns, &json!([]))]).await;
+        assert_eq!(end(&account).await.unwrap_err().code(), "unsafe", "{columns:?}");
+        let swept = warehouse(&account, |_| ()).marked_users().await;
+        assert_eq!(swept.unwrap_err().code(), "unsafe", "{columns:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_disabled_is_not_dropped_and_what_cannot_be_dropped_is_blocked() {
     let account = Account::start([ours(), refused("003001")]).await;
     assert_eq!(end(&account).await.unwrap_err().code(), "003001");
