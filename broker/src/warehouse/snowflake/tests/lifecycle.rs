@@ -434,7 +434,7 @@ async fn a_sweep_reads_every_page_and_sees_only_our_marks() {
             ("KDBT_ADA_0", Some(&mine), broker),
             ("KDBT_BOB_0", Some(&other), broker),
         ]),
-        users(&[("KDBT_Odd", Some(damaged), broker), ("KDBT_HIDDEN", None, None)]),
+        users(&[("KDBT_Odd", Some(damaged), broker), ("KDBT_HIDDEN_0", None, None)]),
         users(&[("KDBT_ZOE_0", Some("hers"), broker)]),
     ])
     .await;
@@ -460,7 +460,7 @@ async fn a_sweep_reads_every_page_and_sees_only_our_marks() {
         [
             "SHOW USERS STARTS WITH 'KDBT_' LIMIT 2",
             "SHOW USERS STARTS WITH 'KDBT_' LIMIT 2 FROM 'KDBT_BOB_0'",
-            "SHOW USERS STARTS WITH 'KDBT_' LIMIT 2 FROM 'KDBT_HIDDEN'",
+            "SHOW USERS STARTS WITH 'KDBT_' LIMIT 2 FROM 'KDBT_HIDDEN_0'",
         ]
     );
 }
