@@ -57,7 +57,8 @@ const BROKER: &[(&str, &str)] = &[
     // The only module of the service that names adapters.
     (
         "app",
-        "audit broker clock config http identity metrics policy reaper server store store::sqlite warehouse::postgres",
+        "audit broker clock config http identity metrics policy reaper server store store::sqlite warehouse \
+         warehouse::postgres warehouse::snowflake",
     ),
     // The operator's commands: `audit` reads a store's file, `doctor` looks at a server, both without a broker.
     (

@@ -9,7 +9,7 @@ use kdbt_broker::grant::SnowflakeRoles;
 use kdbt_broker::warehouse::snowflake::{SnowflakeConfig, SnowflakeWarehouse};
 use kdbt_broker::warehouse::{DatabaseNeeds, Finding, Needs, Severity, Warehouse as _};
 use kdbt_e2e::snowflake::Simulator;
-use kdbt_e2e::snowflake::account::Grantee;
+use kdbt_e2e::snowflake::account::{Account, Grantee};
 
 struct World {
     simulator: Simulator,
@@ -85,13 +85,13 @@ impl World {
 async fn after_the_bootstrap_the_doctor_finds_nothing_and_a_canary_comes_and_goes() {
     let world = World::ready().await;
     assert_eq!(world.bad().await, []);
-    let before = world.simulator.look(|account| account.user_names());
+    let before = world.simulator.look(Account::user_names);
     let probe = world.warehouse.probe().await;
     assert!(
         probe.iter().all(|finding| finding.severity == Severity::Ok),
         "{probe:?}"
     );
-    assert_eq!(world.simulator.look(|account| account.user_names()), before);
+    assert_eq!(world.simulator.look(Account::user_names), before);
     let said = world.simulator.transcript();
     assert!(
         said.iter()

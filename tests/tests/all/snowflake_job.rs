@@ -8,6 +8,7 @@ use kdbt_e2e::client::Workstation;
 use kdbt_e2e::identity::IdentityProvider;
 use kdbt_e2e::process::Finished;
 use kdbt_e2e::snowflake::Simulator;
+use kdbt_e2e::snowflake::account::Account;
 use kdbt_e2e::snowflake::fault::Fault;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
@@ -54,7 +55,7 @@ impl World {
             simulator.url()
         );
         options.files = vec![("sf.p8".to_owned(), format!("{key}\n"))];
-        options.log = "trace".to_owned();
+        "trace".clone_into(&mut options.log);
         let identity = IdentityProvider::play().unwrap();
         let mut broker = Broker::prepare_alone(&options, &identity.issuer()).unwrap();
         let script = Finished::of(broker.command(&["doctor", "lake", "--bootstrap"]).unwrap())
@@ -86,7 +87,7 @@ impl World {
 
     /// The users of leases that the account has.
     fn lease_users(&self) -> Vec<String> {
-        let names = self.simulator.look(|account| account.user_names());
+        let names = self.simulator.look(Account::user_names);
         names.into_iter().filter(|name| name.starts_with("KDBT_ADA_")).collect()
     }
 
@@ -223,7 +224,7 @@ async fn the_client_makes_the_key_and_dbt_gets_it_by_a_variable_for_as_long_as_t
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_killed_between_any_two_statements_of_an_issue_leaves_no_user_behind() {
-    let hang = Duration::from_secs(600);
+    let hang = Duration::from_mins(10);
     for (statement, fault) in [
         ("CREATE USER", Fault::Slow(hang)),
         ("CREATE USER", Fault::Held(hang)),
@@ -254,7 +255,7 @@ async fn a_broker_killed_between_any_two_statements_of_an_issue_leaves_no_user_b
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_killed_between_any_two_statements_of_an_end_ends_it_when_it_is_back() {
-    let hang = Duration::from_secs(600);
+    let hang = Duration::from_mins(10);
     for (statement, fault) in [
         ("ALTER USER", Fault::Slow(hang)),
         ("ALTER USER", Fault::Held(hang)),

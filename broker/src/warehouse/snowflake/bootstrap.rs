@@ -66,7 +66,7 @@ fn wrappers(needs: &Needs) -> BTreeMap<&RoleName, &RoleName> {
         .collect()
 }
 
-/// Since bundle 2026_07 the one who hands a role over must hold MANAGE GRANTS, as SECURITYADMIN does.
+/// Since bundle `2026_07` the one who hands a role over must hold MANAGE GRANTS, as SECURITYADMIN does.
 fn wrap(wrapper: &RoleName, session_role: &RoleName, broker: &str) -> String {
     let (name, held) = (ident(wrapper.as_str()), ident(session_role.as_str()));
     let mut text =
