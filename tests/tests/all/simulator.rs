@@ -297,3 +297,20 @@ async fn a_long_answer_comes_in_partitions_and_pages() {
     let (_, page) = world.run("SHOW USERS STARTS WITH 'X_' LIMIT 2 FROM 'X_D'").await;
     assert_eq!(page["data"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn every_assumption_stands_in_the_document_that_operators_read() {
+    use kdbt_e2e::snowflake::behaviour::{BEHAVIOURS, Source};
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/snowflake.md")).unwrap();
+    let mut assumed = 0;
+    for behaviour in BEHAVIOURS {
+        if let Source::Assumption(number) = behaviour.source {
+            assumed += 1;
+            assert!(
+                document.contains(&format!("| {number} | {} |", behaviour.what)),
+                "{behaviour:?}"
+            );
+        }
+    }
+    assert!(assumed > 5);
+}
