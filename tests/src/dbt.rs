@@ -1,5 +1,6 @@
 //! Real dbt: the programs of a private Python environment, run on a copy of a project.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,51 +10,88 @@ use tempfile::TempDir;
 
 use crate::provision::{self, run};
 
-/// The dbt program, if it has been fetched.
-pub fn program() -> Option<PathBuf> {
-    let environment = place();
-    Some(environment.join("bin/dbt")).filter(|_| environment.join("complete").exists())
+/// A dbt with the adapter of one engine, in a Python environment of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dbt {
+    /// dbt 1.11 for `PostgreSQL`.
+    Postgres,
+    /// dbt 1.11 for Snowflake. With it comes fakesnow, which answers dbt's queries in an account's stead.
+    Snowflake,
+    /// dbt 1.9 for Snowflake, the oldest one that kdbt is tested with.
+    OldSnowflake,
 }
 
-/// Can a test that needs dbt run? Where not, it says so and passes, except in CI (`CI=true`), where it fails.
-pub fn is_there() -> bool {
-    let there = program().is_some();
-    if !there {
-        assert_ne!(
-            std::env::var("CI").as_deref(),
-            Ok("true"),
-            "there is no dbt, and in CI there must be one"
-        );
-        eprintln!("NOT RUN: this test needs dbt; `cargo verify` fetches it");
+impl Dbt {
+    /// A program of the environment, such as `dbt` and `python`, if it has been fetched.
+    pub fn program(self, name: &str) -> Option<PathBuf> {
+        let environment = self.place();
+        Some(environment.join("bin").join(name)).filter(|_| environment.join("complete").exists())
     }
-    there
+
+    /// Can a test that needs it run? Where not, it says so and passes, except in CI (`CI=true`), where it fails.
+    pub fn is_there(self) -> bool {
+        let there = self.program("dbt").is_some();
+        if !there {
+            assert_ne!(
+                std::env::var("CI").as_deref(),
+                Ok("true"),
+                "there is no {self}, and in CI there must be one"
+            );
+            eprintln!("NOT RUN: this test needs {self}; `cargo verify` fetches it");
+        }
+        there
+    }
+
+    fn place(self) -> PathBuf {
+        provision::cache().join(match self {
+            Self::Postgres => "dbt-1.11",
+            Self::Snowflake => "dbt-snowflake-1.11",
+            Self::OldSnowflake => "dbt-snowflake-1.9",
+        })
+    }
+
+    /// A newer dbt wants its vendor's own package index. fakesnow does not load with version 5 of Snowflake's connector.
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Postgres => &["dbt-core==1.11.*", "dbt-postgres==1.11.*"],
+            Self::Snowflake => &[
+                "dbt-core==1.11.*",
+                "dbt-snowflake==1.11.*",
+                "fakesnow[server]==0.12.1",
+                "snowflake-connector-python<5",
+            ],
+            Self::OldSnowflake => &[
+                "dbt-core==1.9.*",
+                "dbt-snowflake==1.9.*",
+                "snowflake-connector-python<5",
+            ],
+        }
+    }
+
+    pub(crate) fn fetch(self) -> Result<()> {
+        let environment = self.place();
+        // Programs of a Python environment name its folder, so it is made where it stays.
+        run(Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&environment))
+        .context("make a Python environment; it needs python3 with the module venv (Debian: python3-venv)")?;
+        let mut pip = Command::new(environment.join("bin/python"));
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(self.packages());
+        run(&mut pip)?;
+        fs::write(environment.join("complete"), "")?;
+        Ok(())
+    }
 }
 
-fn place() -> PathBuf {
-    provision::cache().join("dbt-1.11")
-}
-
-/// dbt-core and dbt-postgres. A newer dbt wants its vendor's own package index.
-pub(crate) fn fetch() -> Result<()> {
-    let environment = place();
-    // Programs of a Python environment name its folder, so it is made where it stays.
-    run(Command::new("python3")
-        .args(["-m", "venv", "--clear"])
-        .arg(&environment))
-    .context("make a Python environment; it needs python3 with the module venv (Debian: python3-venv)")?;
-    let mut pip = Command::new(environment.join("bin/python"));
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "dbt-core==1.11.*",
-        "dbt-postgres==1.11.*",
-    ]);
-    run(&mut pip)?;
-    fs::write(environment.join("complete"), "")?;
-    Ok(())
+impl fmt::Display for Dbt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Postgres => "dbt",
+            Self::Snowflake => "dbt for Snowflake",
+            Self::OldSnowflake => "dbt 1.9 for Snowflake",
+        })
+    }
 }
 
 /// How a run of dbt ended.
@@ -69,14 +107,15 @@ pub struct Finished {
 #[derive(Debug)]
 pub struct Project {
     folder: TempDir,
+    dbt: Dbt,
 }
 
 impl Project {
-    /// Copies the project in `source`.
-    pub fn copy_of(source: &Path) -> Result<Self> {
+    /// Copies the project in `source`, to be run with this dbt.
+    pub fn copy_of(source: &Path, dbt: Dbt) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kdbt-dbt-").tempdir()?;
         run(Command::new("cp").arg("-r").arg(source.join(".")).arg(folder.path()))?;
-        Ok(Self { folder })
+        Ok(Self { folder, dbt })
     }
 
     /// Where the copy lies.
@@ -86,7 +125,10 @@ impl Project {
 
     /// A command that runs `program` with dbt on its PATH, in the project, cleared of settings of the person who runs the tests.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
-        let dbt = self::program().context("dbt is not on this machine; `cargo verify` fetches it")?;
+        let dbt = self
+            .dbt
+            .program("dbt")
+            .with_context(|| format!("{} is not on this machine; `cargo verify` fetches it", self.dbt))?;
         let bin = dbt.parent().context("dbt lies in no folder")?.to_owned();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut command = Command::new(program);

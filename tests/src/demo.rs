@@ -12,6 +12,7 @@ use clap::Parser;
 
 use crate::binaries::Binaries;
 use crate::broker::{BrokerOptions, demo_policies};
+use crate::dbt::Dbt;
 use crate::postgres::{PgOptions, PgVersion};
 use crate::provision::{Need, provision};
 use crate::stack::{Stack, StackOptions};
@@ -77,7 +78,7 @@ fn provide(options: &Options, screen: &Screen) -> Result<()> {
             PgVersion::Pg15 => Need::Postgres15,
             PgVersion::Pg18 => Need::Postgres18,
         },
-        Need::Dbt,
+        Need::Dbt(Dbt::Postgres),
     ];
     if options.keycloak {
         needs.push(Need::Keycloak);

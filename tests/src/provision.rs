@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::dbt::Dbt;
+use crate::keycloak;
 use crate::postgres::PgVersion;
-use crate::{dbt, keycloak};
 
 /// Something that a run of the tests or the demo may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,15 +24,22 @@ pub enum Need {
     Postgres18,
     /// Keycloak, from Maven Central, and the Java to run it.
     Keycloak,
-    /// dbt-core and dbt-postgres, from `PyPI`.
-    Dbt,
+    /// dbt with an adapter, from `PyPI`.
+    Dbt(Dbt),
     /// cargo-deny, from crates.io.
     Deny,
 }
 
 impl Need {
     /// What `cargo verify` needs.
-    pub const FOR_TESTS: [Self; 4] = [Self::Postgres15, Self::Postgres18, Self::Keycloak, Self::Dbt];
+    pub const FOR_TESTS: [Self; 6] = [
+        Self::Postgres15,
+        Self::Postgres18,
+        Self::Keycloak,
+        Self::Dbt(Dbt::Postgres),
+        Self::Dbt(Dbt::Snowflake),
+        Self::Dbt(Dbt::OldSnowflake),
+    ];
 
     /// Debian's packages that it stands on, each with what shows that it is there.
     fn packages(self) -> &'static [(&'static str, Presence)] {
@@ -48,7 +56,7 @@ impl Need {
                 ("maven", Presence::Check("mvn", &["--version"])),
                 ("unzip", Presence::Check("unzip", &["-v"])),
             ],
-            Self::Dbt => &[VENV],
+            Self::Dbt(_) => &[VENV],
             Self::Deny => &[],
         }
     }
@@ -58,7 +66,7 @@ impl Need {
             Self::Postgres15 => PgVersion::Pg15.bin_dir().is_some(),
             Self::Postgres18 => PgVersion::Pg18.bin_dir().is_some(),
             Self::Keycloak => keycloak::home().is_some(),
-            Self::Dbt => dbt::program().is_some(),
+            Self::Dbt(dbt) => dbt.program("dbt").is_some(),
             Self::Deny => deny_program().is_some(),
         }
     }
@@ -68,7 +76,7 @@ impl Need {
             Self::Postgres15 => bail!("the system's packages have no PostgreSQL 15 or newer"),
             Self::Postgres18 => fetch_postgres_18(),
             Self::Keycloak => keycloak::fetch(),
-            Self::Dbt => dbt::fetch(),
+            Self::Dbt(dbt) => dbt.fetch(),
             Self::Deny => fetch_deny(),
         }
     }
@@ -76,13 +84,13 @@ impl Need {
 
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Postgres15 => "PostgreSQL 15",
-            Self::Postgres18 => "PostgreSQL 18",
-            Self::Keycloak => "Keycloak",
-            Self::Dbt => "dbt",
-            Self::Deny => "cargo-deny",
-        })
+        match self {
+            Self::Postgres15 => f.write_str("PostgreSQL 15"),
+            Self::Postgres18 => f.write_str("PostgreSQL 18"),
+            Self::Keycloak => f.write_str("Keycloak"),
+            Self::Dbt(dbt) => dbt.fmt(f),
+            Self::Deny => f.write_str("cargo-deny"),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::broker::{Broker, BrokerOptions};
 use crate::client::Workstation;
-use crate::dbt::Project;
+use crate::dbt::{Dbt, Project};
 use crate::identity::IdentityProvider;
 use crate::postgres::{PgOptions, PgServer, PgVersion};
 use crate::process::Finished;
@@ -143,7 +143,9 @@ impl Stack {
 
     /// Our path with dbt and the server's own programs before it.
     pub fn path(&self) -> Result<String> {
-        let dbt = crate::dbt::program().context("dbt is not on this machine; `cargo verify` fetches it")?;
+        let dbt = Dbt::Postgres
+            .program("dbt")
+            .context("dbt is not on this machine; `cargo verify` fetches it")?;
         let folders = [
             dbt.parent().map(Path::to_owned),
             self.postgres.version().bin_dir(),
@@ -157,7 +159,10 @@ impl Stack {
 
     /// A fresh copy of the demo's project.
     pub fn project() -> Result<Project> {
-        Project::copy_of(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/project")))
+        Project::copy_of(
+            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/project")),
+            Dbt::Postgres,
+        )
     }
 
     /// Rows of a query in the warehouse, run by the superuser.

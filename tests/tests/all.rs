@@ -14,6 +14,8 @@ mod issuer;
 mod keycloak;
 #[path = "all/main_job.rs"]
 mod main_job;
+#[path = "all/oracle.rs"]
+mod oracle;
 #[path = "all/simulator.rs"]
 mod simulator;
 #[path = "all/snowflake_doctor.rs"]

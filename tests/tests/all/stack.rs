@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kdbt_e2e::binaries::{broker_bin, client_bin};
-use kdbt_e2e::dbt::{self, Project};
+use kdbt_e2e::dbt::{Dbt, Project};
 use kdbt_e2e::postgres::{PgOptions, PgServer, PgStop, PgVersion, Postgres, unique};
 use tokio_postgres::error::SqlState;
 
@@ -127,11 +127,11 @@ fn a_server_dies_with_its_runner() {
 
 #[test]
 fn dbt_runs_in_a_copy_of_a_project_without_its_callers_settings() {
-    if !dbt::is_there() {
+    if !Dbt::Postgres.is_there() {
         return;
     }
     let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/project");
-    let project = Project::copy_of(&demo).unwrap();
+    let project = Project::copy_of(&demo, Dbt::Postgres).unwrap();
     let profiles = project.path().join("nowhere");
     let finished = project.dbt(&["parse", "--no-version-check"], &profiles, &[]).unwrap();
     assert_eq!(
