@@ -14,7 +14,9 @@ use self::token::Token;
 
 pub mod account;
 pub mod behaviour;
+pub mod fakesnow;
 pub mod fault;
+pub mod gate;
 mod server;
 mod statement;
 pub mod token;

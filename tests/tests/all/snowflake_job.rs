@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use kdbt_api::credential::PrivateKey;
 use kdbt_e2e::broker::{Broker, BrokerOptions};
 use kdbt_e2e::client::Workstation;
+use kdbt_e2e::dbt::{Dbt, Project};
 use kdbt_e2e::identity::IdentityProvider;
 use kdbt_e2e::process::Finished;
 use kdbt_e2e::snowflake::Simulator;
 use kdbt_e2e::snowflake::account::Account;
 use kdbt_e2e::snowflake::fault::Fault;
+use kdbt_e2e::snowflake::gate::Gate;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
@@ -40,7 +42,11 @@ struct World {
 impl World {
     /// With a broker that was made by the bootstrap of its own configuration and runs.
     async fn start() -> Self {
-        let simulator = Simulator::start("MYORG-MYACCT").await.unwrap();
+        Self::on(Simulator::start("MYORG-MYACCT").await.unwrap(), "").await
+    }
+
+    /// On this account, with more of its entry in the configuration.
+    async fn on(simulator: Simulator, more: &str) -> Self {
         simulator
             .run_script("USE ROLE SECURITYADMIN; CREATE ROLE OWNER")
             .unwrap();
@@ -54,6 +60,7 @@ impl World {
              private_key: {{ file: sf.p8 }}, base_url: \"{}\" }}\n",
             simulator.url()
         );
+        options.servers.push_str(more);
         options.files = vec![("sf.p8".to_owned(), format!("{key}\n"))];
         "trace".clone_into(&mut options.log);
         let identity = IdentityProvider::play().unwrap();
@@ -332,4 +339,59 @@ async fn a_lost_store_loses_no_user_and_a_mark_that_is_over_ends_it() {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Real dbt, as the client starts it: what the gate lets in, and what it does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_dbt_builds_with_the_brokers_fragment_and_is_refused_without_its_key_or_after_its_end() {
+    if !Dbt::Snowflake.is_there() || !Dbt::OldSnowflake.is_there() {
+        return;
+    }
+    let simulator = Simulator::start("MYORG-MYACCT").await.unwrap();
+    let gate = Gate::start(&simulator).await.unwrap();
+    let port = gate.address().port();
+    let public = format!("    public: {{ host: 127.0.0.1, port: {port}, plain: true }}\n");
+    let world = World::on(simulator, &public).await;
+    let machine = Workstation::new(&world.broker.url()).unwrap();
+    let machine = machine.with("KDBT_TOKEN", &world.identity.played().token_for("ada"));
+    let source = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/snowflake/project"));
+    for dbt in [Dbt::Snowflake, Dbt::OldSnowflake] {
+        let project = Project::copy_of(source, dbt).unwrap();
+        let build = ["exec", "--target", "lake", "--", "dbt", "build", "--no-version-check"];
+        let run = machine.command_in(&project, &build).unwrap();
+        let built = Finished::of(run).await.unwrap().expect(0).unwrap();
+        assert!(built.stdout.contains("PASS=5"), "{dbt}: {}", built.stdout);
+        assert!(world.lease_users().is_empty(), "given back");
+    }
+    assert!(
+        gate.logins()
+            .iter()
+            .all(|(user, let_in)| user == "KDBT_ADA_0" && *let_in),
+        "{:?}",
+        gate.logins()
+    );
+
+    let (_, issued) = world.order().await;
+    let fragment = issued["profiles_yml"].as_str().unwrap().to_owned();
+    let key = issued["secret"]["private_key"].as_str().unwrap();
+    let (other, _) = PrivateKey::generate().unwrap();
+    let project = Project::copy_of(source, Dbt::Snowflake).unwrap();
+    let debug = |profile: String| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("profiles.yml"), profile).unwrap();
+        let finished = project
+            .dbt(&["debug", "--no-version-check"], folder.path(), &[])
+            .unwrap();
+        (finished.code == 0, finished.output)
+    };
+    let (works, said) = debug(fragment.clone());
+    assert!(works, "{said}");
+    let (works, said) = debug(fragment.replace(key, other.secret().expose_secret()));
+    assert!(!works && said.contains("390144"), "another key: {said}");
+    let with_password = fragment.replace("private_key:", "password:");
+    assert!(!debug(with_password).0, "a password");
+    let id = issued["lease"]["id"].as_str().unwrap();
+    assert_eq!(world.call("DELETE", &format!("leases/{id}"), Value::Null).await.0, 200);
+    let (works, said) = debug(fragment);
+    assert!(!works && said.contains("390144"), "after its end: {said}");
 }
