@@ -111,7 +111,10 @@ pub(super) fn open(path: &Path, installation: &InstallationName) -> Result<Conne
         .map_err(failed)?;
     migrate(&mut db, version).map_err(failed)?;
     match claim(&db, installation).map_err(failed)? {
-        theirs if theirs == installation.as_str() => Ok(db),
+        theirs if theirs == installation.as_str() => {
+            void_claims(&db).map_err(failed)?;
+            Ok(db)
+        }
         theirs => Err(OpenError::OtherInstallation {
             path: path.to_owned(),
             theirs,
@@ -165,6 +168,13 @@ fn migrate(db: &mut Connection, from: i64) -> rusqlite::Result<()> {
         change.commit()?;
     }
     Ok(())
+}
+
+/// Whoever claimed leases before has died, since nobody else can hold the lock: they are due at once. When they were
+/// issued is past by any clock.
+fn void_claims(db: &Connection) -> rusqlite::Result<()> {
+    let void = "UPDATE leases SET claim = NULL, wake_at = issued_at WHERE claim IS NOT NULL AND wake_at IS NOT NULL";
+    db.execute(void, []).map(drop)
 }
 
 /// Writes down whose store it is, the first time, and says whose it is.

@@ -60,6 +60,19 @@ async fn a_user_whose_broker_was_killed_before_it_knew_of_it_is_found_and_ended(
 }
 
 #[tokio::test]
+async fn an_end_that_a_kill_has_cut_is_done_at_once_by_the_next_broker() {
+    let mut stack = own_stack().await;
+    let ada = Caller::person(&stack, "ada");
+    let lease = Lease::take(&ada, "team", "10m").await;
+    let held = RolesHeld::by_superuser(&stack).await;
+    ada.revoke(&lease.id).await.expect(202);
+    stack.broker.kill().await.unwrap();
+    held.release().await;
+    stack.broker.start().await.unwrap();
+    gone(&stack, &lease.user, Duration::from_secs(15)).await;
+}
+
+#[tokio::test]
 async fn a_lease_outlives_its_broker_but_not_its_end() {
     let mut stack = own_stack().await;
     let ada = Caller::person(&stack, "ada");

@@ -269,6 +269,34 @@ async fn a_damaged_row_is_named_and_keeps_no_other_lease_from_ending() {
 }
 
 #[tokio::test]
+async fn claims_of_a_broker_that_died_are_void_for_the_next_one() {
+    let file = SqliteFile::new();
+    let store = file.store();
+    let lease = book(&store, booking("ada", 0)).await;
+    store
+        .record(Change::new(&lease, created(1), Actor::Broker, at(1)))
+        .await
+        .unwrap();
+    let server = server();
+    let due = Due {
+        server: &server,
+        now: at(3600),
+        limit: 9,
+        hold: Duration::from_mins(1),
+        provisioning_for: Duration::from_mins(1),
+    };
+    let before = store.claim_due(due).await.unwrap().pop().unwrap();
+    assert!(store.claim_due(due).await.unwrap().is_empty(), "the claim holds");
+    drop(store);
+    let store = file.store();
+    let again = store.claim_due(due).await.unwrap();
+    assert_eq!(again.first().map(|claimed| claimed.lease.id), Some(lease.id));
+    let mut late = Change::new(&lease, LeaseEvent::Dropped { at: at(3601) }, Actor::Broker, at(3601));
+    late.claim = Some(before.claim);
+    assert!(matches!(store.record(late).await, Err(StoreError::ClaimLost)));
+}
+
+#[tokio::test]
 async fn the_audit_of_a_store_shows_edits_cuts_and_a_missing_key() {
     let file = SqliteFile::new();
     let key = || AuditKey::new(&vec![7; 32].into()).unwrap();
