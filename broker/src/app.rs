@@ -468,7 +468,8 @@ async fn watch(broker: Arc<Broker>, store: Arc<SqliteStore>, metrics: Arc<Metric
             head_logged = tokio::time::Instant::now();
             log_head(&store).await;
             let now = broker.clock.now();
-            if let Err(error) = store.purge(now - ENDED_KEPT, now).await {
+            let forget = store.purge_all(now - ENDED_KEPT, now);
+            if let Some(Err(error)) = stop.run_until_cancelled(forget).await {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "old leases could not be forgotten"

@@ -32,6 +32,9 @@ use crate::clock::SharedClock;
 use crate::lease::Lease;
 use crate::warehouse::MarkedUser;
 
+/// Between two rounds of forgetting.
+const BETWEEN_PURGES: Duration = Duration::from_millis(100);
+
 /// How to open a store.
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
@@ -88,8 +91,7 @@ impl SqliteStore {
         Ok(Self { writer })
     }
 
-    /// Forgets up to 500 leases that ended before this time, their idempotency keys with them, and says how many;
-    /// call it again until that is zero. Names that still rest are kept, and everything for 24 h at least.
+    /// Forgets up to 500 leases that ended before this time, their idempotency keys with them, and says how many. Names that still rest are kept, and everything for 24 h at least.
     /// The audit keeps its rows.
     pub async fn purge(&self, ended_before: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
         let before = ended_before.min(now - book::KEY_KEPT);
@@ -102,6 +104,18 @@ impl SqliteStore {
                 Ok(delete.execute([before.as_unix_millis(), now.as_unix_millis()])?)
             })
             .await
+    }
+
+    /// The same until nothing is left to forget, with pauses in which others write.
+    pub async fn purge_all(&self, ended_before: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
+        let mut forgotten = 0;
+        loop {
+            match self.purge(ended_before, now).await? {
+                0 => return Ok(forgotten),
+                some => forgotten += some,
+            }
+            tokio::time::sleep(BETWEEN_PURGES).await;
+        }
     }
 
     /// The audit's head: to be logged hourly and at exit, so that a cut tail shows.

@@ -371,6 +371,28 @@ async fn purged_leases_are_gone_with_their_rows_and_live_resting_and_recent_ones
     assert_eq!(store.purge(at(day), at(2 * day)).await.unwrap(), 0);
 }
 
+#[tokio::test]
+async fn everything_old_is_purged_in_one_go_however_much_it_is() {
+    let file = SqliteFile::new();
+    let store = file.store();
+    let ended = (0..501).map(|n| {
+        let store = &store;
+        async move {
+            let mut order = booking(&format!("p{n}"), 0);
+            (order.limits.per_rule, order.limits.per_target) = (u32::MAX, u32::MAX);
+            let lease = book(store, order).await;
+            let event = LeaseEvent::NameTaken { at: at(0) };
+            store
+                .record(Change::new(&lease, event, Actor::Broker, at(0)))
+                .await
+                .unwrap();
+        }
+    });
+    futures_util::future::join_all(ended).await;
+    let day = 24 * 3600;
+    assert_eq!(store.purge_all(at(day), at(2 * day)).await.unwrap(), 501);
+}
+
 #[test]
 fn what_runs_on_every_request_reads_an_index_of_live_leases() {
     let file = SqliteFile::new();
