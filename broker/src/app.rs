@@ -43,6 +43,9 @@ const METRICS_EVERY: Duration = Duration::from_secs(5);
 /// How often the audit's head goes to the log, so that a cut tail shows (S21).
 const HEAD_EVERY: Duration = Duration::from_hours(1);
 
+/// For how long the listeners may take beyond the drain time of the requests.
+const FRONT_GRACE: Duration = Duration::from_secs(5);
+
 /// For how long the reaper's step and the lanes may go on after the requests are done.
 const LAST_STEP: Duration = Duration::from_secs(30);
 
@@ -101,6 +104,8 @@ struct Running {
     lanes: Stage,
     /// Cancelled by a task that ended by itself.
     failed: CancellationToken,
+    /// How long requests that are under way may go on.
+    drain: Duration,
 }
 
 /// Tasks that stop together.
@@ -129,6 +134,13 @@ impl Stage {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// The same, for so long at most. What still runs then must not keep the later stages from stopping.
+    async fn finish_within(&self, limit: Duration) {
+        if tokio::time::timeout(limit, self.finish()).await.is_err() {
+            tracing::error!(tasks = self.tasks.len(), "tasks that should have stopped still run");
+        }
     }
 }
 
@@ -216,6 +228,7 @@ impl Running {
             reapers,
             lanes,
             failed,
+            drain: config.shutdown,
         })
     }
 
@@ -244,7 +257,7 @@ impl Running {
     /// Requests first, then the reapers after their current step, then the lanes, the store last.
     async fn stop(self) -> anyhow::Result<()> {
         tracing::info!("stopping");
-        self.front.finish().await;
+        self.front.finish_within(self.drain + FRONT_GRACE).await;
         self.use_cases.close();
         let rest = async {
             self.use_cases.wait().await;
@@ -254,7 +267,9 @@ impl Running {
         tokio::time::timeout(LAST_STEP, rest)
             .await
             .context("the last steps did not finish in time")?;
-        log_head(&self.store).await;
+        if tokio::time::timeout(LAST_STEP, log_head(&self.store)).await.is_err() {
+            tracing::error!("the audit head could not be read in time");
+        }
         tracing::info!("stopped");
         Ok(())
     }
@@ -486,5 +501,19 @@ async fn log_head(store: &SqliteStore) {
             error = &error as &dyn std::error::Error,
             "the audit head cannot be read"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_does_not_stop_holds_up_the_next_stage_for_its_limit_only() {
+        let stage = Stage::default();
+        stage.run("deaf", &CancellationToken::new(), std::future::pending());
+        let stopped = stage.finish_within(Duration::from_millis(20));
+        assert!(tokio::time::timeout(Duration::from_secs(5), stopped).await.is_ok());
+        assert_eq!(stage.tasks.len(), 1, "it still runs");
     }
 }
