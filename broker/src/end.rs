@@ -8,7 +8,7 @@ use crate::audit::Actor;
 use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState, UserRef};
 use crate::server::Server;
 use crate::store::{Change, Claimed, Due, LeaseStore, StoreError};
-use crate::warehouse::EndOutcome;
+use crate::warehouse::{EndOutcome, WarehouseError};
 
 /// How many leases one pass claims at once.
 pub const BATCH: usize = 50;
@@ -55,22 +55,45 @@ pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassRepo
     }
     let users: Vec<UserRef> = claimed.iter().map(|claimed| claimed.lease.user_ref()).collect();
     let outcomes = server.warehouse.end_users(&users).await;
-    for (claimed, outcome) in claimed.into_iter().zip(outcomes) {
-        let lease = &claimed.lease;
-        let event = match outcome {
+    let mut changes = Vec::with_capacity(claimed.len());
+    for (claimed, outcome) in claimed.iter().zip(outcomes) {
+        changes.push(outcome_of(
+            claimed,
+            report.count(&claimed.lease, outcome, server),
+            server,
+        ));
+    }
+    // All at once: the store commits together what waits together.
+    let recorded = futures_util::future::join_all(changes.into_iter().map(|change| store.record(change))).await;
+    let mut failed = None;
+    for (claimed, result) in claimed.iter().zip(recorded) {
+        match result {
+            Ok(_) => {}
+            // Another broker has taken over meanwhile, and does the same.
+            Err(StoreError::ClaimLost) => tracing::warn!(lease = %claimed.lease.id, "the claim was lost"),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    failed.map_or(Ok(report), Err)
+}
+
+impl PassReport {
+    /// Counts and logs an outcome, and says what it is to the lease.
+    fn count(&mut self, lease: &Lease, outcome: Result<EndOutcome, WarehouseError>, server: &Server) -> LeaseEvent {
+        match outcome {
             Ok(EndOutcome::Dropped) => {
-                report.ended += 1;
+                self.ended += 1;
                 let reason = lease.end_reason.map(EndReason::as_str);
                 tracing::info!(lease = %lease.id, user = %lease.username, reason, "lease ended");
                 LeaseEvent::Dropped { at: server.now() }
             }
             Ok(EndOutcome::Blocked(objects)) => {
-                report.quarantined += 1;
+                self.quarantined += 1;
                 tracing::error!(lease = %lease.id, user = %lease.username, ?objects, "user is quarantined");
                 LeaseEvent::Blocked { objects }
             }
             Err(error) => {
-                report.failed += 1;
+                self.failed += 1;
                 tracing::warn!(
                     lease = %lease.id,
                     user = %lease.username,
@@ -81,15 +104,8 @@ pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassRepo
                     code: error.code().to_owned(),
                 }
             }
-        };
-        match store.record(outcome_of(&claimed, event, server)).await {
-            Ok(_) => {}
-            // Another broker has taken over meanwhile, and does the same.
-            Err(StoreError::ClaimLost) => tracing::warn!(lease = %lease.id, "the claim was lost"),
-            Err(error) => return Err(error),
         }
     }
-    Ok(report)
 }
 
 fn outcome_of(claimed: &Claimed, event: LeaseEvent, server: &Server) -> Change {
