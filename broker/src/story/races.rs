@@ -224,3 +224,25 @@ async fn a_stray_that_the_sweep_has_ended_stops_no_issue() {
     assert_eq!(world.server().may_issue(), Ok(()));
     assert_eq!(world.state(id).await.state, crate::lease::LeaseState::Active);
 }
+
+/// S14. Read the other way round, its user would be one that no lease explains.
+#[tokio::test]
+async fn a_lease_issued_between_the_catalog_read_and_the_store_read_is_not_ended() {
+    let world = world().await;
+    let broker = world.broker();
+    let issued = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let told = issued.clone();
+    let issue = async move {
+        let ada = person("ada", &["dev"]);
+        let lease = broker.issue(&ada, order()).await.unwrap().view.lease;
+        *told.lock().unwrap() = Some(lease.id);
+    };
+    world.warehouse.catalog.lock().unwrap().after_look = Some(Box::pin(issue));
+    let report = world.sweep().await.unwrap();
+    assert_eq!((report.ended, report.vanished, report.adopted), (0, 0, 0));
+    let id = issued.lock().unwrap().unwrap();
+    assert_eq!(world.state(id).await.state, crate::lease::LeaseState::Active);
+    let report = world.sweep().await.unwrap();
+    assert_eq!((report.users, report.ended, report.vanished), (1, 0, 0));
+    assert_eq!(world.roles().len(), 1);
+}

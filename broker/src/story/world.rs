@@ -83,6 +83,7 @@ pub(super) struct Catalog {
     /// For the next calls, in order.
     pub(super) faults: VecDeque<Fault>,
     pub(super) before_create: Option<Meanwhile>,
+    pub(super) after_look: Option<Meanwhile>,
     pub(super) before_extend: VecDeque<Meanwhile>,
 }
 
@@ -121,6 +122,26 @@ impl Simulated {
             meant && role.lease() == Some(user.lease)
         });
         found.map(|(oid, _)| *oid)
+    }
+
+    fn look(&self) -> Vec<MarkedUser> {
+        let prefix = mark::prefix(&self.installation);
+        let catalog = self.catalog.lock().unwrap();
+        let users = catalog.roles.iter().filter_map(|(oid, role)| {
+            let comment = role.comment.as_ref().filter(|comment| comment.starts_with(&prefix))?;
+            Some(MarkedUser {
+                username: role.name.parse().ok(),
+                rolname: role.name.clone(),
+                engine_id: EngineId::Oid(*oid),
+                mark: comment
+                    .parse()
+                    .map_err(|error: crate::mark::MarkError| error.to_string()),
+                native_end: role.valid_until,
+                can_login: role.can_login,
+                sessions: role.sessions,
+            })
+        });
+        users.collect()
     }
 
     async fn end(&self, oid: Option<u32>) -> Result<EndOutcome, WarehouseError> {
@@ -221,25 +242,15 @@ impl Warehouse for Simulated {
         if self.fault().await.is_some() {
             return Err(lost());
         }
-        let prefix = mark::prefix(&self.installation);
-        let catalog = self.catalog.lock().unwrap();
-        let users = catalog.roles.iter().filter_map(|(oid, role)| {
-            let comment = role.comment.as_ref().filter(|comment| comment.starts_with(&prefix))?;
-            Some(MarkedUser {
-                username: role.name.parse().ok(),
-                rolname: role.name.clone(),
-                engine_id: EngineId::Oid(*oid),
-                mark: comment
-                    .parse()
-                    .map_err(|error: crate::mark::MarkError| error.to_string()),
-                native_end: role.valid_until,
-                can_login: role.can_login,
-                sessions: role.sessions,
-            })
-        });
+        let server_time = self.clock.now();
+        let users = self.look();
+        let meanwhile = self.catalog.lock().unwrap().after_look.take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile.await;
+        }
         Ok(Sweep {
-            users: users.collect(),
-            server_time: self.clock.now(),
+            users,
+            server_time,
             round_trip: Duration::ZERO,
         })
     }
