@@ -42,7 +42,7 @@ impl Fakesnow {
             folder: &folder,
         };
         let process = Watchdog::start(&command, &watched)?;
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
             ensure!(Instant::now() < deadline, "fakesnow does not listen:\n{log}");

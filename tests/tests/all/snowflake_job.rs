@@ -359,8 +359,8 @@ async fn real_dbt_builds_with_the_brokers_fragment_and_is_refused_without_its_ke
         let project = Project::copy_of(source, dbt).unwrap();
         let build = ["exec", "--target", "lake", "--", "dbt", "build", "--no-version-check"];
         let run = machine.command_in(&project, &build).unwrap();
-        let built = Finished::of(run).await.unwrap().expect(0).unwrap();
-        assert!(built.stdout.contains("PASS=5"), "{dbt}: {}", built.stdout);
+        let finished = Finished::of(run).await.unwrap().expect(0).unwrap();
+        assert!(finished.stdout.contains("PASS=5"), "{dbt}: {}", finished.stdout);
         assert!(world.lease_users().is_empty(), "given back");
     }
     assert!(
