@@ -8,7 +8,7 @@ use url::Url;
 
 use super::*;
 use crate::clock::{Clock, ManualClock, SystemClock};
-use crate::warehouse::snowflake::tests::{Account, Reply};
+use crate::warehouse::snowflake::tests::{Account, Reply, fixture};
 
 const HANDLE: &str = "e4ce975e-f7ff-4b5e-b15e-bf25f59371ae";
 const FAILURE: &str = "0ce9eb56-821d-4ca9-a774-04ae89a0cf5a";
@@ -424,4 +424,60 @@ async fn a_bad_authority_or_key_is_refused_at_once() {
         Api::new(&config, Arc::new(SystemClock)),
         Err(SnowflakeError::Key(_))
     ));
+}
+
+/// A documented answer, retyped from the page that its file names.
+fn documented(name: &str) -> Reply {
+    let file: Value = serde_json::from_str(&fixture(&format!("answers/{name}.json"))).unwrap();
+    let status = file["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+    let body = file["body"].clone();
+    if body.is_null() {
+        empty(status.unwrap())
+    } else {
+        (status.unwrap(), body).into()
+    }
+}
+
+#[tokio::test]
+async fn every_documented_answer_means_what_its_page_says() {
+    let mut seen = std::collections::BTreeSet::new();
+    for (names, meaning) in [
+        (&["ok_one_partition"][..], "done"),
+        (&["ok_ddl"], "done"),
+        (&["ok_two_partitions_first", "ok_two_partitions_second"], "done"),
+        (&["running", "ok_ddl"], "done"),
+        (&["too_many_requests", "ok_ddl"], "done"),
+        (&["unavailable", "ok_ddl"], "done"),
+        (&["token_invalid", "ok_ddl"], "done"),
+        (&["token_invalid", "token_invalid_long"], "refused 390144"),
+        (&["oauth_token_invalid", "oauth_token_invalid"], "refused 390303"),
+        (&["bad_payload"], "refused 390142"),
+        (&["forbidden"], "refused http-403"),
+        (&["forbidden_by_network_policy"], "refused 390422"),
+        (&["method_not_allowed"], "refused http-405"),
+        (&["timed_out"], "unknown"),
+        (&["cancelled", "cancelled", "cancelled"], "unknown"),
+        (&["already_exists"], "refused 002002"),
+        (&["missing_or_not_authorized"], "refused 002003"),
+        (&["insufficient_privileges"], "refused 003001"),
+        (&["invalid_identifier"], "refused 000904"),
+        (&["unknown_statement_handle"], "unknown"),
+        (&["binding_not_recognized"], "refused 100037"),
+        (&["many_statements_failed"], "refused 100132"),
+    ] {
+        seen.extend(names.iter().copied());
+        let account = Account::start(names.iter().map(|name| documented(name))).await;
+        let means = match run_within(&account, Duration::from_secs(3)).await {
+            Ok(_) => "done".to_owned(),
+            Err(Failure::Refused(refusal)) => format!("refused {}", refusal.code),
+            Err(Failure::Unknown(_)) => "unknown".to_owned(),
+            Err(Failure::NotRun(_)) => "not run".to_owned(),
+        };
+        assert_eq!(means, meaning, "{names:?}");
+    }
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/snowflake/answers");
+    for file in std::fs::read_dir(folder).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        assert!(seen.contains(name.trim_end_matches(".json")), "{name} is not replayed");
+    }
 }
