@@ -110,8 +110,10 @@ pub(crate) async fn order(broker: &Broker, target: TargetName, order: &Order, pr
         None => Some(OwnerProof::generate(&mut rng())),
     };
     let memory = engine_file(settings, broker, &target)?;
-    let remembered: Option<Engine> = private::read_json(&memory)?;
+    // A guess, which costs a round trip where it is wrong: a memory that cannot be read is none.
+    let remembered: Option<Engine> = private::read_json(&memory).unwrap_or_default();
     let mut engine = remembered.unwrap_or(Engine::Postgres);
+    let mut corrected = false;
     let (issued, secret) = loop {
         let (secret, known) = Secret::make(engine, broker.iterations()?).await?;
         let (verifier, public_key) = match known {
@@ -131,8 +133,9 @@ pub(crate) async fn order(broker: &Broker, target: TargetName, order: &Order, pr
         match place(broker, &request, order.patience()).await {
             Ok(issued) => break (issued, secret),
             // Nothing was booked. What the broker says is remembered, so that the next order is right at once.
-            Err(NotPlaced::OtherEngine(other)) if other != engine => {
+            Err(NotPlaced::OtherEngine(other)) if other != engine && !corrected => {
                 engine = other;
+                corrected = true;
                 private::write_json(&memory, &engine)?;
             }
             Err(NotPlaced::OtherEngine(_)) => {

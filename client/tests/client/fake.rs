@@ -36,6 +36,8 @@ pub(crate) struct Knobs {
     pub(crate) refresh_works: bool,
     /// Other members of the connection than those of a PostgreSQL target: the target is on Snowflake.
     pub(crate) snowflake: Option<Value>,
+    /// Whether it calls every credential the wrong one, and names the other engine.
+    pub(crate) contradicts: bool,
 }
 
 /// A call to the broker.
@@ -84,6 +86,7 @@ impl Fake {
                 expires_in: 300,
                 refresh_works: true,
                 snowflake: None,
+                contradicts: false,
             }),
             calls: Mutex::default(),
             login: Mutex::default(),
@@ -376,17 +379,19 @@ async fn broker(
             if let Some((status, code, retry_after)) = knobs.refusals.pop_front() {
                 return problem(status, code, retry_after);
             }
-            let wanted = if knobs.snowflake.is_some() {
-                "public_key"
-            } else {
-                "verifier"
+            let (wanted, mut engine) = match knobs.snowflake {
+                Some(_) => ("public_key", "snowflake"),
+                None => ("verifier", "postgres"),
             };
-            if body_of(&shared)[wanted].is_null() {
-                let engine = if knobs.snowflake.is_some() {
-                    "snowflake"
-                } else {
+            let body = body_of(&shared);
+            if knobs.contradicts {
+                engine = if body["verifier"].is_null() {
                     "postgres"
+                } else {
+                    "snowflake"
                 };
+            }
+            if body[wanted].is_null() || knobs.contradicts {
                 let body =
                     json!({"type": "x", "title": "x", "status": 422, "code": "wrong-credential", "reason": engine});
                 return answer(422, &body);

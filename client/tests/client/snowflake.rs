@@ -77,6 +77,35 @@ fn the_engine_is_learnt_once_and_unlearnt_when_it_changes() {
 }
 
 #[test]
+fn a_damaged_memory_of_the_engine_is_replaced_by_what_the_broker_says() {
+    let fake = snowflake();
+    let run = || {
+        let output = fake.client_with_token(&["profile"]).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        orders(&fake).len()
+    };
+    assert_eq!(run(), 2);
+    let folder = fake.home.path().join(".local/state/kdbt/engines");
+    let memory = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&memory, "\"oracl").unwrap();
+    assert_eq!(run(), 4, "as if nothing was remembered");
+    assert_eq!(run(), 5);
+}
+
+#[test]
+fn a_broker_that_names_the_other_engine_each_time_gets_two_orders_and_no_more() {
+    for snowflake in [None, Some(json!({}))] {
+        let fake = Fake::start();
+        fake.knobs().snowflake = snowflake;
+        fake.knobs().contradicts = true;
+        let output = fake.client_with_token(&["profile"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("contradicts itself"), "{}", stderr(&output));
+        assert_eq!(orders(&fake).len(), 2);
+    }
+}
+
+#[test]
 fn exec_keeps_the_key_in_one_variable_and_out_of_every_file_and_of_libpq() {
     let fake = snowflake();
     let script = "env; echo FILE; cat $DBT_PROFILES_DIR/*";
