@@ -226,10 +226,11 @@ fn remember(settings: &Settings, lease: &Lease, yaml: &str) -> Outcome<()> {
     for target in [lease.target.as_str(), ""] {
         private::write_json(&memory(settings, &lease.profile, target)?, &yaml)?;
     }
-    Ok(())
+    private::write_json(&engine_memory(settings, &lease.profile)?, &lease.connection.engine())
 }
 
-/// The profile of the last lease, else one with placeholders.
+/// The profile of the last lease, else one with placeholders: of the engine that this profile had a lease on, because
+/// dbt wants the adapter of whatever the profile names.
 fn remembered(settings: &Settings, profile: &ProfileName, target: Option<&TargetName>) -> Outcome<String> {
     let path = memory(settings, profile, target.map_or("", TargetName::as_str))?;
     if let Some(yaml) = private::read_json(&path)? {
@@ -238,12 +239,25 @@ fn remembered(settings: &Settings, profile: &ProfileName, target: Option<&Target
     let default = || "dev".parse::<TargetName>();
     let target = target.cloned().map_or_else(default, Ok);
     let target = target.map_err(|error| Failure::new(Code::Failed, format!("the default target: {error}")))?;
-    profile::template(profile, &target, Engine::Postgres).map_err(|error| Failure::new(Code::Usage, error.to_string()))
+    let engine: Option<Engine> = private::read_json(&engine_memory(settings, profile)?).unwrap_or_default();
+    if engine.is_none() {
+        settings.output.note(&format!(
+            "profile `{profile}` had no lease here yet: dbt gets placeholders for PostgreSQL. On Snowflake, run \
+             `kdbt-client exec -- dbt debug` once before"
+        ));
+    }
+    profile::template(profile, &target, engine.unwrap_or(Engine::Postgres))
+        .map_err(|error| Failure::new(Code::Usage, error.to_string()))
 }
 
 fn memory(settings: &Settings, profile: &ProfileName, target: &str) -> Outcome<std::path::PathBuf> {
     let name = crate::login::file_name(&[profile.as_str(), target]);
     settings.state_file("profiles", &format!("{name}.json"))
+}
+
+fn engine_memory(settings: &Settings, profile: &ProfileName) -> Outcome<std::path::PathBuf> {
+    let name = crate::login::file_name(&[profile.as_str()]);
+    settings.state_file("profiles", &format!("{name}.engine.json"))
 }
 
 /// Databases never say why a login is refused, so a failed run is told if its lease is why.

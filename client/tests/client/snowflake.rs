@@ -1,5 +1,7 @@
 //! Leases on Snowflake: a key pair that is made here, and is nowhere else.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kdbt_api::credential::PublicKey;
@@ -187,5 +189,44 @@ fn a_template_for_snowflake_is_asked_for_by_name() {
             .unwrap()
             .status
             .success()
+    );
+}
+
+#[test]
+fn a_stub_is_of_the_engine_that_its_profile_had_a_lease_on() {
+    let fake = snowflake();
+    let dbt = fake.home.path().join("dbt");
+    std::fs::write(
+        &dbt,
+        "#!/bin/sh\ncat $DBT_PROFILES_DIR/profiles.yml\necho $DBT_ENV_SECRET_KDBT_PRIVATE_KEY\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&dbt, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let dbt = dbt.to_str().unwrap();
+    let parse = |target: &str| {
+        fake.client(&["exec", "--", dbt, "parse", "-t", target])
+            .output()
+            .unwrap()
+    };
+    let before = parse("prod");
+    assert!(stdout(&before).contains("type: postgres"), "{}", stderr(&before));
+    assert!(
+        stderr(&before).contains("placeholders for PostgreSQL"),
+        "{}",
+        stderr(&before)
+    );
+    let words = ["exec", "--", dbt, "build", "-t", "dev"];
+    assert!(fake.client_with_token(&words).output().unwrap().status.success());
+    let other = parse("prod");
+    assert!(
+        stdout(&other).contains("env_var('KDBT_ACCOUNT', 'no-lease')"),
+        "{}",
+        stdout(&other)
+    );
+    assert_eq!(stderr(&other), "");
+    let same = stdout(&parse("dev"));
+    assert!(
+        same.contains("\"KDBT_ADA_0\"") && same.ends_with("\nno-lease\n"),
+        "{same}"
     );
 }
