@@ -79,7 +79,7 @@ pub(crate) enum Command {
     Profile(Profile),
     /// Take a lease and print it as shell commands: `eval "$(kdbt-client env)"`
     Env(Env),
-    /// Take a lease and open psql with it
+    /// Take a lease and open psql with it (PostgreSQL only)
     Psql(Psql),
     /// List your leases
     Leases(Json),

@@ -101,7 +101,10 @@ pub(crate) async fn psql(settings: Settings, args: Psql) -> Outcome<u8> {
             Code::Usage,
             format!("`{}` is on Snowflake, which psql cannot reach", lease.target),
         );
-        return Err(failure.hint("`kdbt-client exec -- dbt debug` shows whether the lease works"));
+        return Err(failure.hint(
+            "`kdbt-client exec -- dbt debug` shows whether a lease works, `kdbt-client exec -- dbt show --inline '…'` \
+             runs a query",
+        ));
     };
     let started = TemporaryFolder::new().and_then(|folder| {
         fill(&mut command, &lease, &folder)?;
