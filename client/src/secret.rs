@@ -60,3 +60,38 @@ impl Secret {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn signals_and_answers_are_served_while_a_key_is_made() {
+        let mut made = std::pin::pin!(Secret::make(Engine::Snowflake, Iterations::One));
+        let mut turns = 0_u64;
+        loop {
+            tokio::select! {
+                biased;
+                secret = &mut made => {
+                    secret.unwrap();
+                    break;
+                }
+                () = tokio::task::yield_now() => turns += 1,
+            }
+        }
+        assert!(turns > 0, "nothing else ran on the async thread");
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_not_told_by_what_describes_it() {
+        for engine in [Engine::Postgres, Engine::Snowflake] {
+            let (secret, known) = Secret::make(engine, Iterations::One).await.unwrap();
+            let said = format!("{secret:?} {known:?}");
+            assert!(
+                !said.contains(secrecy::ExposeSecret::expose_secret(secret.text())),
+                "{}",
+                secret.kind()
+            );
+        }
+    }
+}

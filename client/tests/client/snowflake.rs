@@ -141,12 +141,10 @@ fn exec_keeps_the_key_in_one_variable_and_out_of_every_file_and_of_libpq() {
 fn psql_on_snowflake_is_refused_and_leaves_no_lease() {
     let fake = snowflake();
     let output = fake.client_with_token(&["psql"]).output().unwrap();
-    assert!(!output.status.success());
-    assert!(
-        stderr(&output).contains("is on Snowflake, which psql cannot reach"),
-        "{}",
-        stderr(&output)
-    );
+    assert_eq!(output.status.code(), Some(125));
+    let text = stderr(&output);
+    assert!(text.contains("is on Snowflake, which psql cannot reach"), "{text}");
+    assert!(text.contains("kdbt-client exec -- dbt debug"), "{text}");
     assert_eq!(fake.lines().last(), Some(&format!("DELETE /v1/leases/{LEASE}")));
 }
 
@@ -157,6 +155,11 @@ fn a_broker_that_lies_about_an_account_is_refused_and_its_lease_ended() {
         (json!({"account": "{{ env_var('HOME') }}"}), "Jinja"),
         (json!({"account": "https://evil.example"}), "account identifier"),
         (json!({"user": "KDBT_BOB_0"}), "another user"),
+        (
+            json!({"engine": "postgres", "host": "127.0.0.1", "port": 5432, "database": "analytics", "user": "kdbt_ada_0",
+                "schema": "finance", "sslmode": "disable"}),
+            "another engine than the credential",
+        ),
         (address("evil.example"), "plain http"),
         (address("evil.example/x"), "host name"),
     ] {
@@ -229,4 +232,32 @@ fn a_stub_is_of_the_engine_that_its_profile_had_a_lease_on() {
         same.contains("\"KDBT_ADA_0\"") && same.ends_with("\nno-lease\n"),
         "{same}"
     );
+}
+
+#[test]
+fn the_private_key_is_in_no_file_of_ours_and_on_no_command_line() {
+    let fake = snowflake();
+    let script = r#"
+        echo $DBT_ENV_SECRET_KDBT_PRIVATE_KEY
+        env | cut -d= -f1
+        tr '\0' ' ' < /proc/$PPID/cmdline
+        printf '\nFILES\n'
+        grep -rlF "$(echo $DBT_ENV_SECRET_KDBT_PRIVATE_KEY | cut -c100-180)" $HOME
+        echo FILES OF THE USER
+        grep -rlF KDBT_ADA_0 $HOME | grep -c profiles.yml"#;
+    let output = fake
+        .client_with_token(&["exec", "--", "sh", "-c", script])
+        .env("KDBT_CLIENT_SECRET", "hush-hush")
+        .env("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "x")
+        .output()
+        .unwrap();
+    let text = stdout(&output);
+    let (secret, rest) = text.split_once('\n').unwrap();
+    assert!((1600..1650).contains(&secret.len()), "{text}");
+    assert!(!rest.contains(secret));
+    assert!(rest.contains("\nFILES\nFILES OF THE USER\n1\n"), "{rest}");
+    for ours in ["KDBT_TOKEN", "KDBT_CLIENT_", "ACTIONS_ID_TOKEN_REQUEST_"] {
+        assert!(!rest.lines().any(|name| name.starts_with(ours)), "{ours}");
+    }
+    assert!(!stderr(&output).contains(secret));
 }
