@@ -1,6 +1,7 @@
-//! The broker as a caller sees it: who we are to it, and one function per call of its API.
+//! The broker as a caller sees it: one function per call of its API, each with a token that is ours.
 
-use std::path::PathBuf;
+mod source;
+
 use std::time::Duration;
 
 use kdbt_api::Ttl;
@@ -13,17 +14,15 @@ use kdbt_api::problem::{Problem, ProblemCode};
 use reqwest::{Method, RequestBuilder};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 use url::Url;
 
+use self::source::Source;
 use crate::cli::Login;
 use crate::exit::{Code, Failure, Outcome};
 use crate::http::{Answer, Http};
-use crate::login::{StoredLogin, file_name};
-use crate::oauth::{Provider, Tokens};
+use crate::login::StoredLogin;
 use crate::output::clean;
-use crate::settings::{Settings, now, secret_file, secret_variable, text_variable, variable};
+use crate::settings::Settings;
 use crate::token::Claims;
 
 /// The broker, and who we are to it.
@@ -38,26 +37,6 @@ pub(crate) struct Broker {
     settings: Settings,
     http: Http,
     source: Source,
-}
-
-/// Where access tokens come from.
-#[derive(Debug)]
-enum Source {
-    /// `KDBT_TOKEN`.
-    Given(SecretString),
-    /// `--token-file`, read anew each time.
-    File(PathBuf),
-    /// Client credentials of a machine, with the last token.
-    Machine { id: String, last: Mutex<Option<Tokens>> },
-    /// A person's stored login.
-    Person(StoredLogin),
-}
-
-/// Which issuer a broker named when it was first seen.
-#[derive(Debug, Serialize, Deserialize)]
-struct Pin {
-    broker: String,
-    issuer: String,
 }
 
 /// Why a call brought nothing.
@@ -140,7 +119,7 @@ impl Broker {
             );
         }
         let config: ClientConfig = answer.json("the broker's client configuration")?;
-        let (source, issuer) = identify(&settings, &url, &config, trust_issuer)?;
+        let (source, issuer) = source::identify(&settings, &url, &config, trust_issuer)?;
         Ok(Self {
             url,
             config,
@@ -173,22 +152,19 @@ impl Broker {
 
     /// The stored login, where tokens come from one.
     pub(crate) fn login(&self) -> Outcome<&StoredLogin> {
-        match &self.source {
-            Source::Person(login) => Ok(login),
-            Source::Given(_) | Source::File(_) | Source::Machine { .. } => Err(Failure::new(
+        self.source.login().ok_or_else(|| {
+            Failure::new(
                 Code::Usage,
                 "the token comes from the environment, so there is no login to begin or end",
             )
-            .hint("unset KDBT_TOKEN, KDBT_TOKEN_FILE and KDBT_CLIENT_ID")),
-        }
+            .hint("unset KDBT_TOKEN, KDBT_TOKEN_FILE and KDBT_CLIENT_ID")
+        })
     }
 
     /// Makes sure that there is a token; on a terminal by logging in.
     pub(crate) async fn log_in_if_needed(&self) -> Outcome<()> {
-        match (self.token(false).await, &self.source) {
-            (Err(failure), Source::Person(login))
-                if failure.code == Code::LoginNeeded && self.settings.is_interactive() =>
-            {
+        match (self.token(false).await, self.source.login()) {
+            (Err(failure), Some(login)) if failure.code == Code::LoginNeeded && self.settings.is_interactive() => {
                 login
                     .begin(&self.settings, &self.issuer, self.url.as_str(), &Login::default())
                     .await
@@ -199,23 +175,7 @@ impl Broker {
 
     /// An access token that is meant for this broker. `fresh` asks for one that was not used before.
     pub(crate) async fn token(&self, fresh: bool) -> Outcome<SecretString> {
-        let token = match &self.source {
-            Source::Given(token) => token.clone(),
-            Source::File(path) => secret_file(path)?,
-            Source::Person(login) => login.token(&self.settings, &self.issuer, fresh).await?,
-            Source::Machine { id, last } => {
-                let mut last = last.lock().await;
-                let usable = |tokens: &&Tokens| !fresh && tokens.expires_at > now() + Duration::from_secs(30);
-                if let Some(tokens) = last.as_ref().filter(usable) {
-                    tokens.access.clone()
-                } else {
-                    let provider = Provider::discover(&self.settings, &self.issuer).await?;
-                    let tokens = provider.machine(id, &machine_secret()?).await;
-                    let tokens = tokens.map_err(|error| error.into_failure(&self.issuer.issuer))?;
-                    last.insert(tokens).access.clone()
-                }
-            }
-        };
+        let token = self.source.token(&self.settings, &self.issuer, fresh).await?;
         Claims::read(token.expose_secret())?.check(&self.issuer)?;
         Ok(token)
     }
@@ -322,10 +282,7 @@ impl Broker {
             let request = fill(request.bearer_auth(token.expose_secret()));
             let answer = self.http.send(request).await;
             let answer = answer.map_err(|failure| CallError::Failed { failure, sent: true })?;
-            if answer.status.as_u16() == 401
-                && !fresh
-                && matches!(self.source, Source::Person(_) | Source::Machine { .. })
-            {
+            if answer.status.as_u16() == 401 && !fresh && self.source.has_others() {
                 fresh = true;
                 continue;
             }
@@ -364,75 +321,4 @@ fn proven(request: RequestBuilder, proof: Option<&OwnerProof>) -> RequestBuilder
 fn join(base: &Url, path: &str) -> Outcome<Url> {
     base.join(path)
         .map_err(|error| Failure::new(Code::Usage, format!("the broker's URL cannot be used: {error}")))
-}
-
-/// The source of tokens, first found: file, variable, client credentials, stored login; and its issuer.
-fn identify(settings: &Settings, url: &Url, config: &ClientConfig, trust: bool) -> Outcome<(Source, ClientIssuer)> {
-    let given = match &settings.token_file {
-        Some(path) => Some((secret_file(path)?, Source::File(path.clone()))),
-        None => secret_variable("KDBT_TOKEN")?.map(|token| (token.clone(), Source::Given(token))),
-    };
-    if let Some((token, source)) = given {
-        let named = Claims::read(token.expose_secret())?.iss;
-        let issuer = config
-            .issuers
-            .iter()
-            .find(|issuer| issuer.issuer == named)
-            .ok_or_else(|| {
-                let known: Vec<&str> = config.issuers.iter().map(|issuer| issuer.issuer.as_str()).collect();
-                Failure::new(Code::LoginNeeded, format!("the token is from `{}`", clean(&named)))
-                    .hint(format!("the broker takes tokens of {}", clean(&known.join(", "))))
-            })?;
-        return Ok((source, issuer.clone()));
-    }
-    let issuer = pinned(settings, url, config, trust)?;
-    let source = match text_variable("KDBT_CLIENT_ID")? {
-        Some(id) => Source::Machine {
-            id,
-            last: Mutex::new(None),
-        },
-        None => Source::Person(StoredLogin::of(settings, &issuer)?),
-    };
-    Ok((source, issuer))
-}
-
-/// The issuer that this broker named when it was first seen: a broker must not quietly send its users,
-/// and their secrets, to another one.
-fn pinned(settings: &Settings, url: &Url, config: &ClientConfig, trust: bool) -> Outcome<ClientIssuer> {
-    let first = config.issuers.first().ok_or_else(|| {
-        Failure::new(Code::Failed, "the broker names no issuer to log in at").hint("ask its operator to configure one")
-    })?;
-    let path = settings.state_file("brokers", &format!("{}.json", file_name(&[url.as_str()])))?;
-    let pin: Option<Pin> = crate::private::read_json(&path)?;
-    if let Some(pin) = pin.filter(|_| !trust) {
-        let known = config.issuers.iter().find(|issuer| issuer.issuer == pin.issuer);
-        return known.cloned().ok_or_else(|| {
-            Failure::new(
-                Code::Failed,
-                format!(
-                    "{url} now names the issuer `{}`; until now it was `{}`",
-                    clean(&first.issuer),
-                    clean(&pin.issuer)
-                ),
-            )
-            .hint("ask the broker's operator; if it is right: kdbt-client login --trust-issuer")
-        });
-    }
-    let pin = Pin {
-        broker: url.to_string(),
-        issuer: first.issuer.clone(),
-    };
-    crate::private::write_json(&path, &pin)?;
-    Ok(first.clone())
-}
-
-/// The client secret, read anew each time because it may be rotated.
-fn machine_secret() -> Outcome<SecretString> {
-    if let Some(path) = variable("KDBT_CLIENT_SECRET_FILE") {
-        return secret_file(&PathBuf::from(path));
-    }
-    secret_variable("KDBT_CLIENT_SECRET")?.ok_or_else(|| {
-        Failure::new(Code::Usage, "KDBT_CLIENT_ID is set, but no secret is")
-            .hint("set KDBT_CLIENT_SECRET_FILE to the file that holds it")
-    })
 }

@@ -116,6 +116,7 @@ const SECRETS_LEAVE_IN: &[&str] = &[
     "broker/src/warehouse/snowflake/api/wire.rs",
     "broker/src/warehouse/snowflake/token.rs",
     "client/src/broker.rs",
+    "client/src/broker/source.rs",
     "client/src/commands/profile.rs",
     "client/src/login.rs",
     "client/src/oauth.rs",
