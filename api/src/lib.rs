@@ -3,6 +3,7 @@
 //! Pure on purpose: no I/O, no clock, no environment is in reach of this crate.
 
 pub mod credential;
+pub mod hex;
 pub mod lease;
 pub mod name;
 pub mod problem;

@@ -125,13 +125,10 @@ impl StoredLogin {
 
 /// A file name for a thing that these texts identify together.
 pub(crate) fn file_name(parts: &[&str]) -> String {
-    use std::fmt::Write as _;
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, parts.join("\n").as_bytes());
-    hash.as_ref().iter().take(16).fold(String::new(), |mut name, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{byte:02x}");
-        name
-    })
+    let mut name = kdbt_api::hex::encode(hash.as_ref());
+    name.truncate(32);
+    name
 }
 
 fn needed() -> Failure {

@@ -92,7 +92,7 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> Outcome<()> {
 pub(crate) fn random_hex() -> String {
     let mut bytes = [0_u8; 16];
     crate::settings::rng().fill_bytes(&mut bytes);
-    format!("{:032x}", u128::from_be_bytes(bytes))
+    kdbt_api::hex::encode(&bytes)
 }
 
 fn check_mode(path: &Path, forbidden: u32) -> Outcome<()> {
