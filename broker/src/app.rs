@@ -12,6 +12,7 @@ use kdbt_api::lease::{ClientConfig, ClientIssuer, SslMode};
 use kdbt_api::name::ServerName;
 use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -158,6 +159,7 @@ impl Running {
             store: leases.clone(),
             servers,
             policies: ArcSwapOption::empty(),
+            policy_gate: RwLock::default(),
             authenticator: authenticator.clone(),
             clock: clock.clone(),
             rules: house_rules(&config),
@@ -439,6 +441,8 @@ impl Policies {
         set.check_servers(&engines)
             .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
         let hash = set.hash().to_string();
+        // What stands in the audit after this row was given by this policy.
+        let _alone = broker.policy_gate.write().await;
         broker.store.audit(activated(broker.clock.now(), &hash)).await?;
         broker.policies.store(Some(set));
         tracing::info!(policy = hash, "policy activated");

@@ -15,6 +15,7 @@ use kdbt_api::name::{ServerName, TargetName};
 use kdbt_api::problem::{Problem, ProblemCode};
 use kdbt_api::{Timestamp, Ttl};
 use serde_json::Value;
+use tokio::sync::RwLock;
 
 use crate::audit::{Actor, AuditEvent};
 use crate::clock::SharedClock;
@@ -39,6 +40,9 @@ pub struct Broker {
     pub servers: BTreeMap<ServerName, Arc<Server>>,
     /// The running policy; none until one was loaded.
     pub policies: ArcSwapOption<PolicySet>,
+    /// Held for writing while the policy is replaced, for reading from the last look at it until what it gave is
+    /// written down: a policy that has been replaced gives nothing any more (I10).
+    pub policy_gate: RwLock<()>,
     /// For readiness.
     pub authenticator: Authenticator,
     /// The clock.

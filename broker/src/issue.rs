@@ -59,7 +59,7 @@ pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) ->
     let (credential, secret) = credential(broker, grant.target.engine, &order.request).await?;
     let booking = booking(broker, who, &order, grant, &server);
     let profile = order.request.profile.clone();
-    let lease = match provision(broker, &server, booking, &credential).await? {
+    let lease = match provision(broker, &server, (who, &asked), booking, &credential).await? {
         Provisioned::New(lease) => lease,
         Provisioned::Replay(lease) if secret.is_some() => return Err(already_delivered(&lease)),
         Provisioned::Replay(lease) => {
@@ -69,18 +69,6 @@ pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) ->
             });
         }
     };
-    // Whoever changed the policy meanwhile wins (I10).
-    if !still_granted(broker, who, &asked, &lease)? {
-        request_end(
-            broker.store.as_ref(),
-            &server,
-            &lease,
-            EndReason::PolicyChanged,
-            Actor::Broker,
-        )
-        .await?;
-        return Err(stopped());
-    }
     Ok(Issued {
         view: fragment(&server, &lease, profile, secret)?,
         replay: false,
@@ -210,6 +198,7 @@ enum Provisioned {
 async fn provision(
     broker: &Broker,
     server: &Arc<Server>,
+    asked: (&Identity, &Order),
     booking: Booking,
     credential: &Credential,
 ) -> Result<Provisioned, UseCaseError> {
@@ -226,7 +215,10 @@ async fn provision(
             return Err(ProblemCode::Internal.into());
         };
         match server.warehouse.create_user(user).await {
-            Ok(engine_id) => return activate(broker, server, &lease, engine_id).await.map(Provisioned::New),
+            Ok(engine_id) => {
+                let lease = activate(broker, server, asked, &lease, engine_id).await?;
+                return Ok(Provisioned::New(lease));
+            }
             Err(CreateError::NameTaken) => {
                 let now = server.now();
                 let mut taken = Change::new(&lease, LeaseEvent::NameTaken { at: now }, Actor::Broker, now);
@@ -274,13 +266,20 @@ fn new_user(lease: &Lease, credential: &Credential, deadline: tokio::time::Insta
     })
 }
 
-/// Records that the user exists. Whoever said "stop" meanwhile has moved the lease on, and wins (I10).
+/// Records that the user exists. Whoever said "stop" meanwhile has moved the lease on, or replaced the policy, and
+/// wins (I10).
 async fn activate(
     broker: &Broker,
     server: &Arc<Server>,
+    asked: (&Identity, &Order),
     lease: &Lease,
     engine_id: EngineId,
 ) -> Result<Lease, UseCaseError> {
+    let _unchanged = broker.policy_gate.read().await;
+    if !still_granted(broker, asked, lease)? {
+        let reason = EndReason::PolicyChanged;
+        request_end(broker.store.as_ref(), server, lease, reason, Actor::Broker).await?;
+    }
     let created = Change::new(lease, LeaseEvent::Created { engine_id }, Actor::Broker, server.now());
     match broker.store.record(created).await {
         Ok(lease) if lease.state == LeaseState::Active => {
@@ -331,7 +330,7 @@ fn already_delivered(lease: &Lease) -> UseCaseError {
 }
 
 /// Whether today's policy still gives what the lease was given: it may have been replaced since the decision.
-fn still_granted(broker: &Broker, who: &Identity, asked: &Order, lease: &Lease) -> Result<bool, UseCaseError> {
+fn still_granted(broker: &Broker, (who, asked): (&Identity, &Order), lease: &Lease) -> Result<bool, UseCaseError> {
     let (Some(issue), policy) = (lease.issue(), broker.policy()?) else {
         return Ok(false);
     };

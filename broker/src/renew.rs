@@ -3,9 +3,9 @@
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use kdbt_api::Ttl;
 use kdbt_api::lease::{LeaseId, LeaseView};
 use kdbt_api::problem::{Problem, ProblemCode};
+use kdbt_api::{Timestamp, Ttl};
 
 use crate::audit::Actor;
 use crate::broker::{Broker, denied, holder};
@@ -55,6 +55,42 @@ pub(crate) async fn renew(
     // It may have been renewed between the caller's look and this turn.
     let lease = broker.store.lease(lease.id).await?;
     let now = server.now();
+    let ends_at = new_end(broker, who, &lease, ttl, now)?;
+
+    // The server first: dying here leaves a native expiry past the lease's end, and the reaper keeps to the lease.
+    server
+        .warehouse
+        .extend_user(&lease.user_ref(), ends_at)
+        .await
+        .map_err(|error| {
+            let code = match error {
+                WarehouseError::Gone => ProblemCode::LeaseNotActive,
+                WarehouseError::Unreachable(_) | WarehouseError::Server { .. } | WarehouseError::Unsafe(_) => {
+                    ProblemCode::WarehouseDown
+                }
+            };
+            UseCaseError::from(code).caused_by(error)
+        })?;
+    let by = Actor::Identity(holder(who));
+    // Whoever changed the policy meanwhile wins (I10).
+    let _unchanged = broker.policy_gate.read().await;
+    let ends_at = ends_at.min(new_end(broker, who, &lease, ttl, now)?);
+    let lease = broker
+        .store
+        .record(Change::new(&lease, LeaseEvent::Extended { ends_at }, by, now))
+        .await?;
+    tracing::info!(lease = %lease.id, user = %lease.username, ends_at = %lease.ends_at, "lease renewed");
+    Ok(view::lease(&lease))
+}
+
+/// The end that today's policy gives to a renewal: for the target and the rules that are stored with the lease.
+fn new_end(
+    broker: &Broker,
+    who: &Identity,
+    lease: &Lease,
+    ttl: Option<Ttl>,
+    now: Timestamp,
+) -> Result<Timestamp, UseCaseError> {
     let (Some(issue), Some(target), LeaseState::Active) = (lease.issue(), lease.target.clone(), &lease.state) else {
         return Err(ProblemCode::LeaseNotActive.into());
     };
@@ -84,27 +120,5 @@ pub(crate) async fn renew(
     let limit = today
         .not_after
         .map_or(lease.max_ends_at, |limit| limit.min(lease.max_ends_at));
-    let ends_at = (now + asked.as_duration()).min(limit).whole_second().max(lease.ends_at);
-
-    // The server first: dying here leaves a native expiry past the lease's end, and the reaper keeps to the lease.
-    server
-        .warehouse
-        .extend_user(&lease.user_ref(), ends_at)
-        .await
-        .map_err(|error| {
-            let code = match error {
-                WarehouseError::Gone => ProblemCode::LeaseNotActive,
-                WarehouseError::Unreachable(_) | WarehouseError::Server { .. } | WarehouseError::Unsafe(_) => {
-                    ProblemCode::WarehouseDown
-                }
-            };
-            UseCaseError::from(code).caused_by(error)
-        })?;
-    let by = Actor::Identity(holder(who));
-    let lease = broker
-        .store
-        .record(Change::new(&lease, LeaseEvent::Extended { ends_at }, by, now))
-        .await?;
-    tracing::info!(lease = %lease.id, user = %lease.username, ends_at = %lease.ends_at, "lease renewed");
-    Ok(view::lease(&lease))
+    Ok((now + asked.as_duration()).min(limit).whole_second().max(lease.ends_at))
 }

@@ -11,6 +11,7 @@ use crate::audit::Actor;
 use crate::end::request_end;
 use crate::lease::EndReason;
 use crate::service::{Service as _, UseCaseError};
+use crate::store::sqlite::{AuditFilter, audit_rows};
 use crate::store::{LeaseFilter, Page};
 
 fn code(error: &UseCaseError) -> Option<ProblemCode> {
@@ -80,6 +81,51 @@ async fn a_key_is_free_again_when_the_policy_changed_during_its_issue() {
     let again = world.broker().issue(&ada, order).await.unwrap();
     assert!(!again.replay, "the same key never hands out the lease that was stopped");
     assert_eq!(again.view.lease.state, LeaseStatus::Active);
+}
+
+#[tokio::test]
+async fn a_policy_that_was_replaced_makes_no_lease_active_not_even_for_a_moment() {
+    let world = world().await;
+    let broker = world.broker();
+    let swap = async move {
+        let narrower = policy(&POLICY.replace("grants: [raw]", "grants: [other]"));
+        broker.policies.store(Some(narrower));
+    };
+    world.warehouse.catalog.lock().unwrap().before_create = Some(Box::pin(swap));
+    let error = world.issue(&person("ada", &["dev"])).await.unwrap_err();
+    assert_eq!(code(&error), Some(ProblemCode::Stopped));
+    let path = world.path();
+    let rows = audit_rows(&path, AuditFilter::default()).unwrap();
+    let moves: Vec<String> = rows
+        .filter_map(|row| Some(row.unwrap().1.details.get("to")?.as_str()?.to_owned()))
+        .collect();
+    assert_eq!(moves, ["ending"]);
+    world.pass().await;
+    assert_eq!(world.roles().len(), 0);
+}
+
+#[tokio::test]
+async fn a_policy_that_was_replaced_renews_no_lease() {
+    let world = world().await;
+    let ada = person("ada", &["dev"]);
+    let first = world.issue(&ada).await.unwrap().view.lease;
+    world.clock.advance(Duration::from_mins(50));
+    world.sweep().await.unwrap();
+    let broker = world.broker();
+    let swap = async move {
+        let gone = policy(&POLICY.replace("realm_roles: [dev]", "realm_roles: [nobody]"));
+        broker.policies.store(Some(gone));
+    };
+    let mut catalog = world.warehouse.catalog.lock().unwrap();
+    catalog.before_extend.push_back(Box::pin(swap));
+    drop(catalog);
+    let error = world
+        .broker()
+        .renew(&ada, first.id, None, Some(hours(3)))
+        .await
+        .unwrap_err();
+    assert_eq!(code(&error), Some(ProblemCode::PolicyDenied));
+    assert_eq!(world.state(first.id).await.ends_at, first.ends_at);
 }
 
 fn verifier() -> kdbt_api::credential::ScramVerifier {

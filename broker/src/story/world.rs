@@ -337,7 +337,7 @@ impl World {
         world
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.folder.path().join("kdbt.db")
     }
 
@@ -362,6 +362,7 @@ impl World {
             store: broker.store.clone(),
             servers: BTreeMap::from([(name, Arc::new(server))]),
             policies: ArcSwapOption::new(Some(policy(SNOWFLAKE_POLICY))),
+            policy_gate: tokio::sync::RwLock::default(),
             authenticator: broker.authenticator.clone(),
             clock: broker.clock.clone(),
             rules: broker.rules.clone(),
@@ -390,6 +391,7 @@ impl World {
             store,
             servers: BTreeMap::from([(name, Arc::new(server))]),
             policies: ArcSwapOption::new(policies.flatten().or_else(|| Some(policy(POLICY)))),
+            policy_gate: tokio::sync::RwLock::default(),
             authenticator: Authenticator::new(Vec::new(), self.clock.clone(), &tasks, &stop).unwrap(),
             clock: self.clock.clone(),
             rules: HouseRules {
