@@ -25,6 +25,9 @@ use crate::settings::{Settings, now, text_variable};
 /// How long the end of a lease may hold up the end of its command; after that it is the reaper's.
 const REVOKE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a command that needs no lease waits to hear of its engine.
+const STUB_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs a command as the policy allows; its exit code is ours.
 pub(crate) async fn exec(settings: Settings, args: Exec) -> Outcome<u8> {
     let call = Call::read(&args.command);
@@ -45,7 +48,7 @@ pub(crate) async fn exec(settings: Settings, args: Exec) -> Outcome<u8> {
     }
     if needs == Needs::Stub {
         let folder = TemporaryFolder::new()?;
-        let stub = remembered(&settings, &profile, target.as_ref())?;
+        let stub = stub(settings, &profile, target.as_ref()).await?;
         private::create(&folder.path().join("profiles.yml"), stub.as_bytes())?;
         point_dbt_at(&mut command, &folder);
         for engine in [Engine::Postgres, Engine::Snowflake] {
@@ -232,25 +235,43 @@ fn remember(settings: &Settings, lease: &Lease, yaml: &str) -> Outcome<()> {
     private::write_json(&engine_memory(settings, &lease.profile)?, &lease.connection.engine())
 }
 
-/// The profile of the last lease, else one with placeholders: of the engine that this profile had a lease on, because
-/// dbt wants the adapter of whatever the profile names.
-fn remembered(settings: &Settings, profile: &ProfileName, target: Option<&TargetName>) -> Outcome<String> {
-    let path = memory(settings, profile, target.map_or("", TargetName::as_str))?;
+/// The profile of the last lease, else one with placeholders: of the engine that this profile had a lease on or that the
+/// broker names, because dbt wants the adapter of whatever the profile names.
+async fn stub(settings: Settings, profile: &ProfileName, target: Option<&TargetName>) -> Outcome<String> {
+    let path = memory(&settings, profile, target.map_or("", TargetName::as_str))?;
     if let Some(yaml) = private::read_json(&path)? {
         return Ok(yaml);
     }
-    let default = || "dev".parse::<TargetName>();
-    let target = target.cloned().map_or_else(default, Ok);
-    let target = target.map_err(|error| Failure::new(Code::Failed, format!("the default target: {error}")))?;
-    let engine: Option<Engine> = private::read_json(&engine_memory(settings, profile)?).unwrap_or_default();
+    let output = settings.output;
+    let remembered = private::read_json(&engine_memory(&settings, profile)?).unwrap_or_default();
+    let engine = match remembered {
+        Some(engine) => Some(engine),
+        None => announced_engine(settings, target).await,
+    };
     if engine.is_none() {
-        settings.output.note(&format!(
+        output.note(&format!(
             "profile `{profile}` had no lease here yet: dbt gets placeholders for PostgreSQL. On Snowflake, run \
              `kdbt-client exec -- dbt debug` once before"
         ));
     }
+    let default = || "dev".parse::<TargetName>();
+    let target = target.cloned().map_or_else(default, Ok);
+    let target = target.map_err(|error| Failure::new(Code::Failed, format!("the default target: {error}")))?;
     profile::template(profile, &target, engine.unwrap_or(Engine::Postgres))
         .map_err(|error| Failure::new(Code::Usage, error.to_string()))
+}
+
+/// The engine of the target, or of all targets if none is named, as the broker says: if there is a login already and an
+/// answer soon, because what needs no lease must not wait for one.
+async fn announced_engine(settings: Settings, target: Option<&TargetName>) -> Option<Engine> {
+    let targets = async { Broker::find(settings, false).await.ok()?.targets().await.ok() };
+    let known = tokio::time::timeout(STUB_PATIENCE, targets).await.ok()??.targets;
+    let mut engines = known
+        .iter()
+        .filter(|view| target.is_none_or(|target| *target == view.target))
+        .map(|view| view.engine);
+    let first = engines.next()?;
+    engines.all(|other| other == first).then_some(first)
 }
 
 fn memory(settings: &Settings, profile: &ProfileName, target: &str) -> Outcome<std::path::PathBuf> {

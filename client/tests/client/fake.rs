@@ -423,7 +423,8 @@ async fn broker(
         ("POST", "cancel") => answer(200, &json!({"sessions_ended": 1})),
         ("POST", "revocations") => answer(200, &json!({"dry_run": false, "leases": [lease("ended", 0)]})),
         ("GET", "targets") => {
-            let target = |name: &&str| json!({"target": name, "engine": "postgres", "tier": "dev", "rules": ["analyst"], "opt_in": [], "access": "reads marts"});
+            let engine = knobs.snowflake.as_ref().map_or("postgres", |_| "snowflake");
+            let target = |name: &&str| json!({"target": name, "engine": engine, "tier": "dev", "rules": ["analyst"], "opt_in": [], "access": "reads marts"});
             let targets: Vec<Value> = knobs.targets.iter().map(target).collect();
             answer(200, &json!({"targets": targets}))
         }

@@ -195,9 +195,8 @@ fn a_template_for_snowflake_is_asked_for_by_name() {
     );
 }
 
-#[test]
-fn a_stub_is_of_the_engine_that_its_profile_had_a_lease_on() {
-    let fake = snowflake();
+/// A `dbt` that shows the profile it was given.
+fn showing_dbt(fake: &Fake) -> String {
     let dbt = fake.home.path().join("dbt");
     std::fs::write(
         &dbt,
@@ -205,7 +204,33 @@ fn a_stub_is_of_the_engine_that_its_profile_had_a_lease_on() {
     )
     .unwrap();
     std::fs::set_permissions(&dbt, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let dbt = dbt.to_str().unwrap();
+    dbt.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_first_stub_is_of_the_engine_that_the_broker_names_and_takes_no_lease() {
+    let fake = snowflake();
+    let dbt = showing_dbt(&fake);
+    for target in [vec![], vec!["-t", "dev"]] {
+        let words = [vec!["exec", "--", &dbt, "parse"], target].concat();
+        let output = fake.client_with_token(&words).output().unwrap();
+        assert!(stdout(&output).contains("type: snowflake"), "{}", stderr(&output));
+        assert_eq!(stderr(&output), "");
+    }
+    let unknown = [dbt.as_str(), "parse", "-t", "elsewhere"];
+    let output = fake
+        .client_with_token(&[&["exec", "--"][..], &unknown].concat())
+        .output()
+        .unwrap();
+    assert!(stdout(&output).contains("type: postgres"), "{}", stderr(&output));
+    assert!(orders(&fake).is_empty());
+}
+
+#[test]
+fn a_stub_is_of_the_engine_that_its_profile_had_a_lease_on() {
+    let fake = snowflake();
+    let dbt = showing_dbt(&fake);
+    let dbt = dbt.as_str();
     let parse = |target: &str| {
         fake.client(&["exec", "--", dbt, "parse", "-t", target])
             .output()
