@@ -292,3 +292,69 @@ async fn a_lease_issued_between_the_catalog_read_and_the_store_read_is_not_ended
     assert_eq!((report.users, report.ended, report.vanished), (1, 0, 0));
     assert_eq!(world.roles().len(), 1);
 }
+
+/// I8: a person's lease is touched by nobody else, under whatever name; and by callers without a session only where
+/// they prove that it is theirs.
+#[tokio::test]
+async fn a_lease_is_there_for_nobody_but_the_same_subject_of_the_same_issuer() {
+    let world = world().await;
+    let ada = person("ada", &["dev"]);
+    let id = world.issue(&ada).await.unwrap().view.lease.id;
+    let mut namesake = person("ada", &["dev"]);
+    namesake.subject = "another".parse().unwrap();
+    let mut elsewhere = person("ada", &["dev"]);
+    elsewhere.issuer = "https://other".into();
+    let mut in_capitals = person("ada", &["dev"]);
+    in_capitals.subject = "ADA".parse().unwrap();
+    let mut without_session = person("ada", &["dev"]);
+    without_session.session = None;
+    let broker = world.broker();
+    for (who, reads) in [
+        (namesake, false),
+        (elsewhere, false),
+        (in_capitals, false),
+        (without_session, true),
+    ] {
+        assert_eq!(broker.lease(&who, id).await.is_ok(), reads, "{who:?}");
+        for error in [
+            broker.renew(&who, id, None, None).await.map(drop).unwrap_err(),
+            broker.cancel(&who, id, None).await.map(drop).unwrap_err(),
+            broker.revoke(&who, id, None).await.map(drop).unwrap_err(),
+        ] {
+            assert_eq!(code(&error), Some(ProblemCode::NotFound), "{who:?}");
+        }
+    }
+    assert!(broker.renew(&ada, id, None, None).await.is_ok());
+}
+
+/// S26. The holder's own end leaves the name free for dbt's cache; after any other an old secret must have died first.
+#[tokio::test]
+async fn a_name_rests_after_an_end_for_cause_and_after_one_that_needed_two_tries() {
+    let world = world().await;
+    let ada = person("ada", &["dev"]);
+    let end = async |reason: EndReason, fault: Option<Fault>| {
+        let lease = world.state(world.issue(&ada).await.unwrap().view.lease.id).await;
+        let store = world.broker().store.clone();
+        request_end(store.as_ref(), &world.server(), &lease, reason, Actor::Broker)
+            .await
+            .unwrap();
+        if let Some(fault) = fault {
+            world.warehouse.catalog.lock().unwrap().faults.push_back(fault);
+            world.pass().await;
+            assert_eq!(world.roles().len(), 1);
+            world.clock.advance(Duration::from_secs(31));
+            world.sweep().await.unwrap();
+        }
+        world.pass().await;
+        assert_eq!(world.roles().len(), 0);
+        lease.username.to_string()
+    };
+    assert_eq!(end(EndReason::Revoked, None).await, "kdbt_ada_0");
+    assert_eq!(end(EndReason::Revoked, Some(Fault::LostBefore)).await, "kdbt_ada_0");
+    assert_eq!(end(EndReason::Revoked, Some(Fault::Blocked)).await, "kdbt_ada_1");
+    assert_eq!(end(EndReason::RevokedByAdmin, None).await, "kdbt_ada_2");
+    assert_eq!(end(EndReason::Revoked, None).await, "kdbt_ada_3");
+    world.clock.advance(crate::end::REST);
+    world.sweep().await.unwrap();
+    assert_eq!(end(EndReason::Revoked, None).await, "kdbt_ada_0");
+}
