@@ -28,3 +28,5 @@ mod stack;
 mod store;
 #[path = "all/warehouse.rs"]
 mod warehouse;
+#[path = "all/warehouse_contract.rs"]
+mod warehouse_contract;

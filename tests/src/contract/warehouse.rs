@@ -1,289 +1,143 @@
-//! The contract of `Warehouse` on a real PostgreSQL, with a broker that is no superuser and holds only what our own
-//! bootstrap gives it. What a lease holder or a DBA may do is planted by hand, as that person.
+//! The contract of [`Warehouse`]: one function per promise, each on ground of its own, whatever the engine.
 
-use std::collections::BTreeSet;
-use std::io::Write;
-use std::ops::Deref;
-use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+pub mod postgres;
+pub mod promises;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use kdbt_api::Timestamp;
-use kdbt_api::credential::{Iterations, Password};
 use kdbt_api::lease::LeaseId;
-use kdbt_api::name::{DbUsername, RoleName, Slug};
-use kdbt_broker::grant::{Access, Owner, OwnerName, Personal, Profile, Session};
+use kdbt_api::name::{DatabaseName, DbUsername, InstallationName, SchemaName, Slug};
+use kdbt_broker::grant::{Access, Profile, Session};
 use kdbt_broker::lease::{EngineId, SubjectHash, UserRef};
-use kdbt_broker::warehouse::postgres::{Era, PostgresConfig, PostgresWarehouse, Tls, bootstrap};
-use kdbt_broker::warehouse::{Credential, DatabaseNeeds, EndOutcome, Needs, NewUser, Warehouse};
-use rand::SeedableRng;
-use secrecy::ExposeSecret;
-use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use kdbt_broker::mark::{self, Mark};
+use kdbt_broker::warehouse::{Credential, Needs, NewUser, Warehouse};
 
-use crate::postgres::{PgOptions, PgServer, PgVersion, Postgres, unique};
+/// What a promise needs of an engine, and nothing that only one engine has.
+///
+/// An installation of its own, on a server that others may use too. Names belong to the test alone.
+#[async_trait]
+pub trait Ground: Send + Sync {
+    /// The driver under test.
+    fn warehouse(&self) -> Arc<dyn Warehouse>;
 
-/// A server that is shared, or this test's own.
-enum Server {
-    Shared(&'static Postgres),
-    Own(Box<PgServer>),
+    /// Whose users are ours.
+    fn installation(&self) -> &InstallationName;
+
+    /// A broker more on the same server.
+    fn broker_of(&self, installation: &InstallationName) -> Arc<dyn Warehouse>;
+
+    /// A broker more of ours, that does not hear what the server says to its first order; `None` if that cannot be had.
+    async fn hard_of_hearing(&self) -> Option<HardOfHearing>;
+
+    /// What a policy needs here, all of which is there.
+    fn needs(&self) -> Needs;
+
+    /// An order for one slot of a person, with a secret of its own. Not all slots have the same rights.
+    fn order(&self, person: &str, slot: u16) -> Order;
+
+    /// The same with a role that nobody has made.
+    fn order_without_a_role(&self, person: &str) -> Order;
+
+    /// Logs in as a lease's holder does; `None` if that is refused.
+    async fn log_in(&self, user: &DbUsername, secret: &str) -> Option<Box<dyn OpenSession>>;
+
+    /// Every user of this test, as its DBA sees it.
+    async fn users(&self) -> BTreeMap<DbUsername, Standing>;
+
+    /// The roles that a user was granted, as its DBA sees it.
+    async fn roles_of(&self, user: &DbUsername) -> BTreeSet<String>;
+
+    /// What the server's clock shows; some tell no less than seconds.
+    async fn clock(&self) -> Timestamp;
+
+    /// The DBA makes a user.
+    async fn make_by_hand(&self, user: &DbUsername, mark: &str);
+
+    /// The DBA writes another mark on a user; an empty one is none.
+    async fn write_mark(&self, user: &DbUsername, mark: &str);
+
+    /// The DBA drops a user.
+    async fn drop_by_hand(&self, user: &DbUsername);
+
+    /// From now on a user cannot be dropped: what says so, in words that an operator gets to read; `None` if the engine
+    /// knows no such thing.
+    async fn obstruct(&self, user: &DbUsername) -> Option<String>;
+
+    /// It can again.
+    async fn unblock(&self, user: &DbUsername);
+
+    /// Takes away what the test has left, however it went.
+    async fn clear(&self);
 }
 
-/// A driver under test and the ground it stands on: two databases, an owner role, a group with one table to read.
-pub struct World {
-    server: Server,
+/// A broker that misses an answer.
+pub struct HardOfHearing {
     /// The driver.
-    pub warehouse: Arc<PostgresWarehouse>,
-    /// How the driver was configured, for a second one.
-    pub config: PostgresConfig,
-    /// What the policy needs here.
-    pub needs: Needs,
-    /// The suffix of all names of this test.
-    pub tag: String,
-    /// The target's database.
-    pub database: String,
-    /// Another one that leases may connect to.
-    pub second: String,
-    /// The DBA's owner role.
-    pub owner: RoleName,
-    /// The DBA's group role; it may read `marts.fruit`.
-    pub group: RoleName,
-    stop: CancellationToken,
+    pub warehouse: Arc<dyn Warehouse>,
+    /// Whether it has missed one by now.
+    pub missed: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-impl Deref for World {
-    type Target = Postgres;
+/// What a lease's holder has open.
+#[async_trait]
+pub trait OpenSession: Send + Sync {
+    /// The user that logged in, and the role that it acts as.
+    async fn who(&self) -> (String, String);
 
-    fn deref(&self) -> &Postgres {
-        match &self.server {
-            Server::Shared(server) => server,
-            Server::Own(server) => server,
-        }
-    }
+    /// Whether it is still good for anything.
+    async fn goes_on(&self) -> bool;
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+/// A user as its DBA sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// What stands where our marks stand.
+    pub mark: String,
+    /// All else that a touch would change.
+    pub rest: String,
 }
 
-impl World {
-    /// On the server that all tests of a run share.
-    pub async fn shared(version: PgVersion) -> Self {
-        Self::on(Server::Shared(Postgres::shared(version))).await
-    }
-
-    /// On a server with these settings.
-    pub async fn own(version: PgVersion, options: &PgOptions) -> Self {
-        Self::on(Server::Own(Box::new(PgServer::start(version, options).unwrap()))).await
-    }
-
-    async fn on(server: Server) -> Self {
-        let tag = format!("t{}", unique());
-        let postgres: &Postgres = match &server {
-            Server::Shared(server) => server,
-            Server::Own(server) => server,
-        };
-        let (database, second) = (format!("dwh_{tag}"), format!("raw_{tag}"));
-        postgres.create_database(&database).await.unwrap();
-        postgres.create_database(&second).await.unwrap();
-        let owner: RoleName = format!("dbt_{tag}").parse().unwrap();
-        let group: RoleName = format!("grp_{tag}").parse().unwrap();
-        let of = |database: &str| DatabaseNeeds {
-            database: database.parse().unwrap(),
-            owners: vec![owner.clone()],
-            groups: vec![group.clone()],
-            own_schemas: true,
-            create_schemas: true,
-            connections: 20,
-            roles: Vec::new(),
-            warehouses: Vec::new(),
-        };
-        let needs = Needs {
-            databases: vec![of(&database), of(&second)],
-        };
-        let login = format!("kdbt__login_{tag}");
-        let mut config = PostgresConfig::new(
-            "dwh".parse().unwrap(),
-            format!("acme-{tag}").parse().unwrap(),
-            "127.0.0.1".to_owned(),
-            login.clone(),
-            "broker-password".into(),
-        );
-        config.port = postgres.port();
-        config.tls = Tls::Plain;
-        config.accept_createrole = true;
-        config.fence_timeout = Duration::from_secs(4);
-        let script = bootstrap::script(
-            &needs,
-            Era::of(postgres.version().major() * 10_000),
-            &config.installation,
-            &login,
-        );
-        run_bootstrap(postgres, &script);
-        postgres
-            .execute(
-                &database,
-                &format!(
-                    "CREATE SCHEMA marts AUTHORIZATION {owner}; CREATE TABLE marts.fruit AS SELECT 1 AS id; ALTER TABLE marts.fruit OWNER TO {owner}; \
-                     GRANT USAGE ON SCHEMA marts TO {group}; GRANT SELECT ON marts.fruit TO {group}"
-                ),
-            )
-            .await
-            .unwrap();
-        let stop = CancellationToken::new();
-        let warehouse = PostgresWarehouse::new(config.clone(), &TaskTracker::new(), stop.clone());
-        Self {
-            server,
-            warehouse: Arc::new(warehouse),
-            config,
-            needs,
-            tag,
-            database,
-            second,
-            owner,
-            group,
-            stop,
-        }
-    }
-
-    /// A second broker, such as another installation's.
-    pub fn other_warehouse(&self, installation: &str) -> PostgresWarehouse {
-        let mut config = self.config.clone();
-        config.installation = installation.parse().unwrap();
-        PostgresWarehouse::new(config, &TaskTracker::new(), self.stop.child_token())
-    }
-
-    /// The user of one slot of the person `name`, and its password.
-    pub fn user(&self, name: &str, slot: u16, access: Access, iterations: Iterations) -> (NewUser, String) {
-        let slug: Slug = format!("{name}_{}", self.tag).parse().unwrap();
-        let mut rng = rand::rngs::StdRng::seed_from_u64(rand::random());
-        let password = Password::generate(&mut rng);
-        let now = jiff::Timestamp::now().into();
-        let later = |secs| Timestamp::whole_second(now) + Duration::from_secs(secs);
-        let user = NewUser {
-            lease: LeaseId::new(uuid::Uuid::now_v7()),
-            subject: SubjectHash::of("https://sso.test", slug.as_str()),
-            username: DbUsername::new(&slug, slot),
-            credential: Credential::Verifier(password.verifier(iterations, &mut rng)),
-            database: self.database.parse().unwrap(),
-            access,
-            session: Session {
-                connection_limit: 8,
-                statement_timeout: None,
-                lock_timeout: None,
-                idle_in_transaction_session_timeout: None,
-                read_only: false,
-                query_tag: None,
-            },
-            profile: Profile {
-                threads: 4,
-                schema: "marts".parse().unwrap(),
-                search_path: vec![],
-                keepalives_idle: None,
-                connect_timeout: None,
-                retries: None,
-                warehouse: None,
-            },
-            ends_at: later(3600),
-            max_ends_at: later(7200),
-            deadline: tokio::time::Instant::now() + Duration::from_secs(20),
-        };
-        (user, password.secret().expose_secret().to_owned())
-    }
-
-    /// Acts as the DBA's owner role.
-    pub fn act_as(&self) -> Access {
-        Access::ActAs(Owner::Role(self.owner.clone()))
-    }
-
-    /// Reads what the group reads.
-    pub fn read(&self) -> Access {
-        Access::Read(BTreeSet::from([self.group.clone()]))
-    }
-
-    /// Acts as the person's own role.
-    pub fn personal(&self, name: &str) -> Access {
-        let slug: Slug = format!("{name}_{}", self.tag).parse().unwrap();
-        Access::ActAs(Owner::Personal(Personal {
-            schemas: vec![format!("dbt_{slug}").parse().unwrap()],
-            slug,
-            create_schemas: false,
-            groups: BTreeSet::from([self.group.clone()]),
-        }))
-    }
-
-    /// Issues it, and says how to refer to it.
-    pub async fn issue(&self, user: &NewUser) -> UserRef {
-        let engine_id = self.warehouse.create_user(user.clone()).await.unwrap();
-        user_ref(user, Some(engine_id))
-    }
-
-    /// Issues a user of that access, in slot 0.
-    pub async fn lease(&self, name: &str, access: Access) -> Lease<'_> {
-        let (user, password) = self.user(name, 0, access, Iterations::One);
-        Lease {
-            world: self,
-            at: self.issue(&user).await,
-            user,
-            password,
-        }
-    }
-
-    /// Ends one user.
-    pub async fn end(&self, user: &UserRef) -> EndOutcome {
-        let mut outcomes = self.warehouse.end_users(std::slice::from_ref(user)).await;
-        outcomes.pop().unwrap().unwrap()
-    }
-
-    /// The one value of a superuser's query.
-    pub async fn value(&self, database: &str, sql: &str) -> String {
-        let rows = self.execute(database, sql).await.unwrap();
-        rows.first()
-            .and_then(|row| row.first().cloned().flatten())
-            .unwrap_or_default()
-    }
-
-    /// How many rows a superuser's query has.
-    pub async fn count(&self, database: &str, sql: &str) -> usize {
-        self.execute(database, sql).await.unwrap().len()
-    }
-
-    /// Whether a role of that OID, a session or a prepared transaction of it is left.
-    pub async fn left_of(&self, user: &UserRef) -> usize {
-        let Some(EngineId::Oid(oid)) = user.engine_id else {
-            return 0;
-        };
-        let sql = format!(
-            "SELECT 1 FROM pg_roles WHERE oid = {oid} UNION ALL SELECT 2 FROM pg_stat_activity WHERE usesysid = {oid} \
-             UNION ALL SELECT 3 FROM pg_prepared_xact() WHERE ownerid = {oid}"
-        );
-        self.count("postgres", &sql).await
-    }
-}
-
-/// A user that was issued.
-pub struct Lease<'a> {
-    world: &'a World,
-    /// What was asked for.
+/// A user to be made, and what it must turn out to be.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// What is ordered.
     pub user: NewUser,
-    /// How to refer to it.
-    pub at: UserRef,
-    /// Its password.
-    pub password: String,
+    /// What its holder logs in with.
+    pub secret: String,
+    /// What it acts as.
+    pub acts_as: String,
+    /// What it is granted, and no more.
+    pub roles: BTreeSet<String>,
 }
 
-impl Lease<'_> {
-    /// Its name.
-    pub fn name(&self) -> &str {
-        self.user.username.as_str()
+impl Order {
+    /// The name.
+    pub fn name(&self) -> &DbUsername {
+        &self.user.username
     }
 
-    /// A login of its own.
-    pub async fn login(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
-        self.world.connect_as(database, self.name(), &self.password).await
+    /// How the store would refer to it.
+    pub fn at(&self, engine_id: Option<EngineId>) -> UserRef {
+        user_ref(&self.user, engine_id)
+    }
+
+    /// The mark that an installation would write on it.
+    pub fn mark(&self, installation: &str) -> String {
+        let mark = Mark {
+            installation: installation.parse().unwrap(),
+            lease: self.user.lease,
+            max_ends_at: self.user.max_ends_at,
+            subject: self.user.subject.clone(),
+            owner: self.user.access.owner(),
+            ends_at: None,
+        };
+        mark.to_string()
     }
 }
 
@@ -298,38 +152,105 @@ pub fn user_ref(user: &NewUser, engine_id: Option<EngineId>) -> UserRef {
     }
 }
 
-/// With psql, as the DBA does; one at a time, since all tests of a server share the broker's role.
-fn run_bootstrap(server: &Postgres, script: &str) {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // Twice, since it must be fit to be run again.
-    for _ in 0..2 {
-        let mut psql = server
-            .program("psql")
-            .unwrap()
-            .args([
-                "-X",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-v",
-                "login_password=broker-password",
-                "-f",
-                "-",
-                "postgres",
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        psql.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-        let output = psql.wait_with_output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{stderr}\n{script}");
+/// A user of an hour that may be extended to two.
+fn new_user(
+    slug: &Slug,
+    slot: u16,
+    credential: Credential,
+    access: Access,
+    database: DatabaseName,
+    schema: SchemaName,
+) -> NewUser {
+    let now = jiff::Timestamp::now().into();
+    let later = |secs| Timestamp::whole_second(now) + Duration::from_secs(secs);
+    NewUser {
+        lease: LeaseId::new(uuid::Uuid::now_v7()),
+        subject: SubjectHash::of("https://sso.test", slug.as_str()),
+        username: DbUsername::new(slug, slot),
+        credential,
+        database,
+        access,
+        session: Session {
+            connection_limit: 8,
+            statement_timeout: None,
+            lock_timeout: None,
+            idle_in_transaction_session_timeout: None,
+            read_only: false,
+            query_tag: None,
+        },
+        profile: Profile {
+            threads: 4,
+            schema,
+            search_path: vec![],
+            keepalives_idle: None,
+            connect_timeout: None,
+            retries: None,
+            warehouse: None,
+        },
+        ends_at: later(3600),
+        max_ends_at: later(7200),
+        deadline: tokio::time::Instant::now() + Duration::from_secs(20),
     }
 }
 
-/// The name of a person's own role.
-pub fn own_role(access: &Access) -> String {
-    access.owner().map(|owner: OwnerName| owner.to_string()).unwrap()
+/// Holds a driver to one promise. Afterwards no user bears our mark, whoever looks; and the ground is left as it was.
+pub async fn hold(ground: &dyn Ground, promise: impl Future<Output = ()>) {
+    let kept = AssertUnwindSafe(async {
+        promise.await;
+        let found = ground.warehouse().marked_users().await.unwrap();
+        assert!(found.users.is_empty(), "left behind: {:?}", found.users);
+        let ours = mark::prefix(ground.installation());
+        let left = ground.users().await;
+        assert!(
+            left.values().all(|user| !user.mark.starts_with(&ours)),
+            "left behind, and not listed: {left:?}"
+        );
+    });
+    let kept = kept.catch_unwind().await;
+    ground.clear().await;
+    if let Err(broken) = kept {
+        resume_unwind(broken);
+    }
+}
+
+/// Makes one test of every promise: `warehouse_contract!(make)`, where `make().await` gives a new [`Ground`]. With
+/// `warehouse_contract!(make, "…")` the tests are run only when they are asked for, for that reason.
+#[macro_export]
+macro_rules! warehouse_contract {
+    ($make:path) => { $crate::warehouse_contract!(of $make, []); };
+    ($make:path, $reason:literal) => { $crate::warehouse_contract!(of $make, [#[ignore = $reason]]); };
+    (of $make:path, $attributes:tt) => {
+        $crate::warehouse_contract!(each $make, $attributes:
+            a_user_logs_in_with_its_own_secret_only_and_has_its_roles_only
+            a_user_stands_in_the_listing_with_its_lease_its_mark_and_its_end
+            two_brokers_of_one_installation_see_and_end_the_same_users
+            a_taken_name_leaves_the_user_of_others_untouched
+            a_create_whose_answer_is_lost_makes_one_user_or_says_that_it_may_have
+            a_user_whose_role_does_not_exist_is_not_left_behind
+            a_late_order_is_refused_before_anything_is_sent
+            an_extension_moves_the_end_that_every_broker_reads
+            ending_sessions_leaves_the_login_working
+            an_ended_user_has_no_session_and_its_secret_opens_nothing
+            an_end_can_be_asked_for_again_and_by_two_at_once
+            an_end_that_is_blocked_locks_out_and_succeeds_once_the_way_is_free
+            marks_of_others_and_stripped_and_forged_marks_are_neither_listed_nor_touched
+            a_reused_name_is_never_touched_by_the_end_of_the_older_lease
+            a_user_without_an_engine_id_is_ended_by_its_mark_only
+            a_damaged_mark_is_ended_only_while_the_user_bears_it
+            looking_finds_nothing_wrong_and_changes_nothing
+            forty_two_leases_at_once_come_and_go
+        );
+    };
+    (each $make:path, $attributes:tt: $($promise:ident)*) => {
+        $( $crate::warehouse_contract!(one $make, $attributes, $promise); )*
+    };
+    (one $make:path, [$($attribute:tt)*], $promise:ident) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        $($attribute)*
+        async fn $promise() {
+            use $crate::contract::warehouse::{hold, promises};
+            let ground = $make().await;
+            hold(&ground, promises::$promise(&ground)).await;
+        }
+    };
 }

@@ -1,15 +1,14 @@
-//! The PostgreSQL driver keeps the contract of `Warehouse`, on the oldest and the newest server that we support.
+//! What the PostgreSQL driver does beyond the contract of `Warehouse`: sessions, locks, what a lease owns and what it
+//! plants; on the oldest and the newest server that we support.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use kdbt_api::Timestamp;
 use kdbt_api::credential::Iterations;
 use kdbt_api::name::RoleName;
 use kdbt_broker::grant::{Access, Owner};
-use kdbt_broker::lease::EngineId;
 use kdbt_broker::warehouse::{CreateError, EndOutcome, Severity, Warehouse, WarehouseError};
-use kdbt_e2e::contract::warehouse::{World, own_role, user_ref};
+use kdbt_e2e::contract::warehouse::postgres::{World, own_role};
 use kdbt_e2e::postgres::{PgOptions, PgVersion};
 
 /// Each case once per version.
@@ -53,7 +52,6 @@ mod cases {
 on_both! {
     a_login_acts_as_its_owner_with_either_number_of_iterations: super::cases::shared;
     a_reader_reads_and_cannot_create: super::cases::shared;
-    a_taken_name_leaves_the_foreign_role_untouched: super::cases::shared;
     a_person_gets_a_schema_that_outlives_the_lease: super::cases::shared;
     somebody_elses_role_or_schema_is_never_adopted: super::cases::shared;
     an_end_takes_idle_and_open_sessions_with_it: super::cases::shared;
@@ -66,17 +64,10 @@ on_both! {
     a_login_asleep_after_its_checks_is_ended: super::cases::shared;
     a_login_stalled_in_its_password_exchange_is_refused: super::cases::shared;
     a_full_lock_table_does_not_save_the_lease: super::cases::small;
-    forty_two_leases_at_once_come_and_go: super::cases::shared;
-    marks_of_others_and_stripped_marks_are_left_alone: super::cases::shared;
-    a_reused_name_is_never_touched: super::cases::shared;
-    a_missing_user_is_dropped: super::cases::shared;
-    a_strangers_grant_blocks_until_the_dba_revokes_it: super::cases::shared;
+    a_role_made_anew_with_the_same_mark_is_never_touched: super::cases::shared;
     planted_operators_never_run_as_the_broker: super::cases::shared;
-    an_extension_moves_the_native_expiry: super::cases::shared;
-    ending_sessions_leaves_the_login_working: super::cases::shared;
+    ending_sessions_leaves_the_broker_no_member_of_the_lease: super::cases::shared;
     no_lease_reaches_a_role_that_can_log_in: super::cases::shared;
-    a_late_order_is_refused_before_anything_is_sent: super::cases::shared;
-    a_user_without_an_oid_is_found_by_its_mark_only: super::cases::shared;
     a_marked_user_that_nobody_knows_is_ended: super::cases::shared;
     the_doctor_finds_nothing_after_the_bootstrap: super::cases::shared;
     another_leases_grant_does_not_block_the_end: super::cases::shared;
@@ -131,26 +122,6 @@ async fn a_reader_reads_and_cannot_create(world: &World) {
         assert_eq!(error.code().unwrap().code(), "42501", "{forbidden}");
     }
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
-}
-
-async fn a_taken_name_leaves_the_foreign_role_untouched(world: &World) {
-    let (user, _) = world.user("bob", 0, world.read(), Iterations::One);
-    let name = user.username.as_str();
-    world
-        .execute("postgres", &format!("CREATE ROLE {name} LOGIN CONNECTION LIMIT 3"))
-        .await
-        .unwrap();
-    // Beside one that is fine, in one batch or two.
-    let (other, _) = world.user("bob", 1, world.read(), Iterations::One);
-    let (taken, made) = tokio::join!(
-        world.warehouse.create_user(user.clone()),
-        world.warehouse.create_user(other)
-    );
-    assert!(matches!(taken, Err(CreateError::NameTaken)), "{taken:?}");
-    made.unwrap();
-    assert_eq!(world.end(&user_ref(&user, None)).await, EndOutcome::Dropped);
-    let look = format!("SELECT rolcanlogin::text || rolconnlimit FROM pg_roles WHERE rolname = '{name}'");
-    assert_eq!(world.value("postgres", &look).await, "true3");
 }
 
 async fn a_person_gets_a_schema_that_outlives_the_lease(world: &World) {
@@ -451,69 +422,8 @@ async fn a_full_lock_table_does_not_save_the_lease(world: &World) {
     world.issue(&user).await;
 }
 
-async fn forty_two_leases_at_once_come_and_go(world: &World) {
-    let users: Vec<_> = (0..42)
-        .map(|slot| {
-            let access = if slot % 2 == 0 { world.act_as() } else { world.read() };
-            world.user("many", slot, access, Iterations::One).0
-        })
-        .collect();
-    let issues = users.iter().map(|user| {
-        let (warehouse, user) = (world.warehouse.clone(), user.clone());
-        tokio::spawn(async move { user_ref(&user, Some(warehouse.create_user(user.clone()).await.unwrap())) })
-    });
-    let mut refs = Vec::new();
-    for issue in issues.collect::<Vec<_>>() {
-        refs.push(issue.await.unwrap());
-    }
-    let sweep = world.warehouse.marked_users().await.unwrap();
-    assert_eq!(sweep.users.len(), 42);
-    assert!(
-        sweep
-            .users
-            .iter()
-            .all(|user| user.mark.is_ok() && user.can_login && user.username.is_some())
-    );
-    for outcome in world.warehouse.end_users(&refs).await {
-        assert_eq!(outcome.unwrap(), EndOutcome::Dropped);
-    }
-    assert!(world.warehouse.marked_users().await.unwrap().users.is_empty());
-}
-
-/// S13.
-async fn marks_of_others_and_stripped_marks_are_left_alone(world: &World) {
-    let lease = world.lease("ann", world.read()).await;
-    let other = world.other_warehouse(&format!("other-{}", world.tag));
-    assert!(other.marked_users().await.unwrap().users.is_empty());
-    assert_eq!(
-        other
-            .end_users(std::slice::from_ref(&lease.at))
-            .await
-            .pop()
-            .unwrap()
-            .unwrap(),
-        EndOutcome::Dropped
-    );
-    assert_eq!(
-        world.left_of(&lease.at).await,
-        1,
-        "another installation's end touched it"
-    );
-    assert!(matches!(
-        other.extend_user(&lease.at, lease.user.ends_at).await,
-        Err(WarehouseError::Gone)
-    ));
-    world
-        .execute("postgres", &format!("COMMENT ON ROLE {} IS NULL", lease.name()))
-        .await
-        .unwrap();
-    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
-    assert_eq!(world.left_of(&lease.at).await, 1, "a role without our mark was touched");
-    assert!(world.warehouse.marked_users().await.unwrap().users.is_empty());
-}
-
 /// S5.
-async fn a_reused_name_is_never_touched(world: &World) {
+async fn a_role_made_anew_with_the_same_mark_is_never_touched(world: &World) {
     let lease = world.lease("reu", world.read()).await;
     let name = lease.name();
     let comment = world
@@ -527,47 +437,6 @@ async fn a_reused_name_is_never_touched(world: &World) {
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
     let look = format!("SELECT rolcanlogin FROM pg_roles WHERE rolname = '{name}'");
     assert_eq!(world.value("postgres", &look).await, "t");
-}
-
-async fn a_missing_user_is_dropped(world: &World) {
-    let (user, _) = world.user("nil", 0, world.read(), Iterations::One);
-    assert_eq!(world.end(&user_ref(&user, None)).await, EndOutcome::Dropped);
-    assert_eq!(
-        world.end(&user_ref(&user, Some(EngineId::Oid(4_000_000_000)))).await,
-        EndOutcome::Dropped
-    );
-    assert!(matches!(
-        world.warehouse.end_sessions(&user_ref(&user, None)).await,
-        Err(WarehouseError::Gone)
-    ));
-}
-
-async fn a_strangers_grant_blocks_until_the_dba_revokes_it(world: &World) {
-    let lease = world.lease("blo", world.act_as()).await;
-    let client = lease.login(&world.database).await.unwrap();
-    let sql = format!(
-        "CREATE TABLE public.foreign_fruit (i int); GRANT SELECT ON public.foreign_fruit TO {}",
-        lease.name()
-    );
-    world.execute(&world.database, &sql).await.unwrap();
-    let outcome = world.end(&lease.at).await;
-    let EndOutcome::Blocked(objects) = outcome else {
-        panic!("{outcome:?}")
-    };
-    assert!(
-        objects.iter().any(|object| object.contains("foreign_fruit")),
-        "{objects:?}"
-    );
-    assert!(
-        client.batch_execute("SELECT 1").await.is_err(),
-        "it is locked out all the same"
-    );
-    assert!(lease.login(&world.database).await.is_err());
-    let found = world.warehouse.marked_users().await.unwrap();
-    assert!(!found.users[0].can_login);
-    let sql = format!("REVOKE SELECT ON public.foreign_fruit FROM {}", lease.name());
-    world.execute(&world.database, &sql).await.unwrap();
-    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
 }
 
 /// S1: code that would run with the broker's rights, were its search path anything but pinned.
@@ -638,44 +507,15 @@ async fn planted_operators_never_run_as_the_broker(world: &World) {
     );
 }
 
-async fn an_extension_moves_the_native_expiry(world: &World) {
-    let lease = world.lease("ext", world.read()).await;
-    let later: Timestamp = lease.user.ends_at + Duration::from_mins(10);
-    world.warehouse.extend_user(&lease.at, later).await.unwrap();
-    let found = world.warehouse.marked_users().await.unwrap();
-    assert_eq!(found.users[0].native_end, Some(later));
-    let skew = jiff::Timestamp::now().as_millisecond() - found.server_time.as_unix_millis();
-    assert!(skew.abs() < 2000, "{skew}");
-    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
-    assert!(matches!(
-        world.warehouse.extend_user(&lease.at, later).await,
-        Err(WarehouseError::Gone)
-    ));
-}
-
-async fn ending_sessions_leaves_the_login_working(world: &World) {
+async fn ending_sessions_leaves_the_broker_no_member_of_the_lease(world: &World) {
     let lease = world.lease("kil", world.act_as()).await;
-    let first = lease.login(&world.database).await.unwrap();
-    let second = lease.login(&world.database).await.unwrap();
-    assert_eq!(world.warehouse.end_sessions(&lease.at).await.unwrap(), Some(2));
-    assert!(first.batch_execute("SELECT 1").await.is_err());
-    assert!(second.batch_execute("SELECT 1").await.is_err());
-    lease
-        .login(&world.database)
-        .await
-        .unwrap()
-        .batch_execute("SELECT 1")
-        .await
-        .unwrap();
+    let _session = lease.login(&world.database).await.unwrap();
+    assert_eq!(world.warehouse.end_sessions(&lease.at).await.unwrap(), Some(1));
     let usable = format!(
         "SELECT 1 WHERE pg_has_role('kdbt__broker', '{}', 'USAGE')",
         lease.name()
     );
-    assert_eq!(
-        world.count("postgres", &usable).await,
-        0,
-        "the broker stayed a member of a live lease"
-    );
+    assert_eq!(world.count("postgres", &usable).await, 0);
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
 }
 
@@ -713,27 +553,6 @@ async fn no_lease_reaches_a_role_that_can_log_in(world: &World) {
         .await
         .unwrap();
     world.issue(&user).await;
-}
-
-async fn a_late_order_is_refused_before_anything_is_sent(world: &World) {
-    let (mut user, _) = world.user("lat", 0, world.read(), Iterations::One);
-    user.deadline = tokio::time::Instant::now();
-    let refused = world.warehouse.create_user(user).await;
-    assert!(
-        matches!(refused, Err(CreateError::Refused(WarehouseError::Unreachable(_)))),
-        "{refused:?}"
-    );
-    assert!(world.warehouse.marked_users().await.unwrap().users.is_empty());
-}
-
-/// S5: the crash between the create and the record of its OID.
-async fn a_user_without_an_oid_is_found_by_its_mark_only(world: &World) {
-    let lease = world.lease("cra", world.read()).await;
-    let (another, _) = world.user("cra", 0, world.read(), Iterations::One);
-    assert_eq!(world.end(&user_ref(&another, None)).await, EndOutcome::Dropped);
-    assert_eq!(world.left_of(&lease.at).await, 1, "another lease's end touched it");
-    assert_eq!(world.end(&user_ref(&lease.user, None)).await, EndOutcome::Dropped);
-    assert_eq!(world.left_of(&lease.at).await, 0);
 }
 
 async fn a_marked_user_that_nobody_knows_is_ended(world: &World) {
