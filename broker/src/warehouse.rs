@@ -209,7 +209,8 @@ pub trait Warehouse: Send + Sync {
     async fn end_sessions(&self, user: &UserRef) -> Result<Option<u32>, WarehouseError>;
 
     /// Ends users: one outcome per user, in order, and one that fails never stops the next. A missing user is
-    /// `Dropped`; one whose mark or engine id differs is never touched, and counts as dropped.
+    /// `Dropped`; one whose mark or engine id differs is never touched, and counts as dropped. One that hides its mark
+    /// from us (on Snowflake one that another role owns) is not touched either, but is an error: it may be the one.
     async fn end_users(&self, users: &[UserRef]) -> Vec<Result<EndOutcome, WarehouseError>>;
 
     /// Every user that bears this installation's mark, and the server's time.
