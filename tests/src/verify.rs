@@ -9,13 +9,15 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::binaries::Binaries;
+use crate::contract::warehouse::snowflake::live::{self, Live};
 use crate::keycloak::{self, KeycloakOptions, KeycloakServer};
 use crate::postgres::{PgOptions, PgServer, PgVersion};
 use crate::provision::{self, Need, provision, run};
 
 /// Fetches what the tests need, starts each server once, builds, and runs every test of the workspace.
 ///
-/// It exits with 0 only if all tests passed; with CI=true also only if everything could be had.
+/// It exits with 0 only if all tests passed; with CI=true also only if everything could be had. A live Snowflake account
+/// is tested where variables lead to one: docs/snowflake.md.
 ///
 /// Options go behind two dashes: `cargo verify -- --no-keycloak`, `cargo verify -- --long stack --nocapture`.
 #[derive(Debug, Parser)]
@@ -61,6 +63,7 @@ impl Arguments {
 
     fn verify(&self) -> Result<bool> {
         let start = Instant::now();
+        let account = Live::from_environment()?;
         let needs = Need::FOR_TESTS
             .into_iter()
             .filter(|need| !(self.no_keycloak && *need == Need::Keycloak));
@@ -86,10 +89,9 @@ impl Arguments {
             servers.names()
         ));
 
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = cargo_test();
         cargo
-            .args(["test", "--workspace", "--no-fail-fast"])
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .arg("--no-fail-fast")
             .envs(servers.variables()?)
             .env(Binaries::BROKER_VARIABLE, &binaries.broker)
             .env(Binaries::CLIENT_VARIABLE, &binaries.client);
@@ -102,10 +104,16 @@ impl Arguments {
         if !self.filter.is_empty() {
             cargo.arg("--").args(&self.filter);
         }
-        let passed = cargo.status().context("run cargo test")?.success();
+        let mut passed = cargo.status().context("run cargo test")?.success();
+        if account.is_some() {
+            passed &= live_run().status().context("run cargo test")?.success();
+        }
 
         let mut line = format!("tests {}", if passed { "passed" } else { "FAILED" });
         let _ = write!(line, " on {}", servers.names());
+        if account.is_some() {
+            line.push_str(", a live Snowflake account");
+        }
         let _ = write!(
             line,
             "; {:.0} s in all, {:.0} s of them to fetch",
@@ -116,9 +124,30 @@ impl Arguments {
         if self.no_keycloak {
             say("NOT RUN as asked: the tests that need a real Keycloak");
         }
+        if account.is_none() {
+            say(&format!(
+                "NOT RUN: the warehouse contract on a live Snowflake account, which needs {}",
+                Live::NEEDED.join(", ")
+            ));
+        }
         missing.say();
         Ok(passed && missing.is_tolerable())
     }
+}
+
+fn cargo_test() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["test", "--workspace"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    cargo
+}
+
+/// The contract on the live account that the environment leads to.
+fn live_run() -> Command {
+    let mut cargo = cargo_test();
+    cargo.args(["--test", "all", "--"]).args(live::RUN);
+    cargo
 }
 
 /// Another version than 15 is what the system has: the tests run on that, but the oldest one is not covered.

@@ -2,6 +2,7 @@
 
 pub mod postgres;
 pub mod promises;
+pub mod snowflake;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, resume_unwind};

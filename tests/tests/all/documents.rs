@@ -7,6 +7,7 @@ use std::process::Command;
 use kdbt_api::problem::ProblemCode;
 use kdbt_broker::identity::Reason;
 use kdbt_e2e::binaries::{broker_bin, client_bin};
+use kdbt_e2e::contract::warehouse::snowflake::live;
 
 const DOCUMENTS: [&str; 7] = [
     "README.md",
@@ -105,6 +106,18 @@ fn every_variable_that_is_read_is_documented() {
         }
     }
     assert!(found > 20, "the variables are not written as they were");
+}
+
+#[test]
+fn every_variable_of_a_live_account_is_in_the_snowflake_document_and_no_other() {
+    let text = read("docs/snowflake.md");
+    let documented: BTreeSet<&str> = quoted(&text)
+        .filter(|text| text.starts_with("KDBT_SNOWFLAKE_LIVE_"))
+        .collect();
+    let read = live::Live::NEEDED.into_iter().chain([live::Live::BASE_URL]);
+    assert_eq!(documented, read.collect());
+    let run = live::RUN.join(" ");
+    assert!(text.contains(&run), "how to run it: {run}");
 }
 
 #[test]
