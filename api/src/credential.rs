@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 mod key;
 
-pub use key::{KeyError, PrivateKey, PublicKey};
+pub use key::{KeyError, PrivateKey, PrivateKeyError, PublicKey};
 
 const KEY_LEN: usize = 32;
 const SALT_LEN: usize = 16;

@@ -333,7 +333,7 @@ pub fn snowflake(
         account,
         connect.user.clone(),
         connect.role.to_string(),
-        connect.private_key.clone(),
+        connect.private_key.secret().clone(),
     );
     settings.base_url.clone_from(&connect.base_url);
     settings.ca_pem.clone_from(&connect.ca_pem);

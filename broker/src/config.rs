@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kdbt_api::credential::Iterations;
+use kdbt_api::credential::{Iterations, PrivateKey};
 use kdbt_api::lease::{Engine, SnowflakeAddress};
 use kdbt_api::name::{DatabaseName, InstallationName, RoleName, ServerName};
 use secrecy::SecretString;
@@ -164,8 +164,8 @@ pub struct Account {
     pub user: String,
     /// The role that the broker acts as, in capitals.
     pub role: RoleName,
-    /// The key of the broker's user: unencrypted PKCS#8, as PEM or as base64 of its DER on one line.
-    pub private_key: SecretString,
+    /// The key of the broker's user.
+    pub private_key: PrivateKey,
     /// Dialled instead of the account's own address; https, or http on loopback.
     pub base_url: Option<Url>,
     /// More authorities to trust than the system's, PEM.

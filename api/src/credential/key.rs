@@ -45,6 +45,74 @@ impl PrivateKey {
     }
 }
 
+impl std::str::FromStr for PrivateKey {
+    type Err = PrivateKeyError;
+
+    /// From PEM, or from base64 of the DER on one line; space around it is no part of it.
+    fn from_str(text: &str) -> Result<Self, PrivateKeyError> {
+        let der = pkcs8(text.trim())?;
+        match KeyPair::from_pkcs8(&der) {
+            Ok(_) => Ok(Self(SecretString::from(Zeroizing::new(STANDARD.encode(&der)).as_str()))),
+            Err(rejected) if rejected.description_() == "TooSmall" => Err(PrivateKeyError::TooSmall),
+            Err(_) => Err(PrivateKeyError::NotRsa),
+        }
+    }
+}
+
+/// The DER inside; what is in it, nobody has looked at.
+fn pkcs8(text: &str) -> Result<Zeroizing<Vec<u8>>, PrivateKeyError> {
+    let Some(armour) = text.strip_prefix("-----BEGIN ") else {
+        let der = STANDARD.decode(text).ok().filter(|der| !der.is_empty());
+        return der.map(Zeroizing::new).ok_or(PrivateKeyError::Form);
+    };
+    let (kind, body) = armour.split_once("-----").ok_or(PrivateKeyError::Form)?;
+    match kind {
+        "PRIVATE KEY" => {}
+        "RSA PRIVATE KEY" => return Err(PrivateKeyError::Pkcs1),
+        "ENCRYPTED PRIVATE KEY" => return Err(PrivateKeyError::Encrypted),
+        "EC PRIVATE KEY" => return Err(PrivateKeyError::NotRsa),
+        "PUBLIC KEY" | "RSA PUBLIC KEY" | "CERTIFICATE" => return Err(PrivateKeyError::NotPrivate),
+        _ => return Err(PrivateKeyError::Form),
+    }
+    let (lines, _) = body
+        .split_once("-----END PRIVATE KEY-----")
+        .ok_or(PrivateKeyError::Form)?;
+    let line: Zeroizing<String> = Zeroizing::new(lines.split_ascii_whitespace().collect());
+    let der = STANDARD.decode(line.as_str()).map_err(|_| PrivateKeyError::Form)?;
+    Ok(Zeroizing::new(der))
+}
+
+/// Why a text is no key that Snowflake's tools take. No part of the text is ever quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PrivateKeyError {
+    /// Neither form.
+    #[error("the private key must be PKCS#8: `-----BEGIN PRIVATE KEY-----`, or the base64 of its DER on one line")]
+    Form,
+    /// The older RSA-only form.
+    #[error("the private key is PKCS#1: convert it by `openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW`")]
+    Pkcs1,
+    /// Needs a passphrase, and nobody is there to type it.
+    #[error(
+        "the private key is encrypted: decrypt it by `openssl pkcs8 -in OLD -out NEW`, and keep the file from others"
+    )]
+    Encrypted,
+    /// A public key or a certificate.
+    #[error("this is no private key: name the file that begins with `-----BEGIN PRIVATE KEY-----`")]
+    NotPrivate,
+    /// Another kind of key.
+    #[error(
+        "the private key is no RSA key, and Snowflake takes no other here: make one by `openssl genpkey -algorithm \
+         RSA -pkeyopt rsa_keygen_bits:2048 -out NEW`"
+    )]
+    NotRsa,
+    /// Fewer bits than Snowflake takes.
+    #[error(
+        "the private key has fewer than 2048 bits: make a new one by `openssl genpkey -algorithm RSA -pkeyopt \
+         rsa_keygen_bits:2048 -out NEW`"
+    )]
+    TooSmall,
+}
+
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey(..)")
@@ -203,10 +271,67 @@ mod tests {
         assert!(size(KeySize::Rsa4096).parse::<PublicKey>().is_ok());
     }
 
+    const PEM: &str = include_str!("../../../tests/fixtures/snowflake/key_a.p8");
+
+    #[test]
+    fn a_private_key_is_the_same_in_pem_and_on_one_line() {
+        let line: String = PEM.lines().filter(|line| !line.starts_with('-')).collect();
+        for text in [
+            PEM.to_owned(),
+            PEM.replace('\n', "\r\n"),
+            line.clone(),
+            format!("{line}\n"),
+        ] {
+            let key: PrivateKey = text.parse().unwrap();
+            assert_eq!(key.secret().expose_secret(), line);
+        }
+    }
+
+    #[test]
+    fn every_other_kind_of_private_key_is_refused_with_the_way_to_a_right_one() {
+        use PrivateKeyError as E;
+        let pem = |name: &str| format!("-----BEGIN {name}-----\nAAAA\n-----END {name}-----\n");
+        let cut = PEM.lines().take(9).collect::<Vec<_>>().join("\n");
+        for (text, error) in [
+            (String::new(), E::Form),
+            ("not a key".into(), E::Form),
+            ("AAAA".into(), E::NotRsa),
+            (pem("PRIVATE KEY"), E::NotRsa),
+            (pem("RSA PRIVATE KEY"), E::Pkcs1),
+            (pem("EC PRIVATE KEY"), E::NotRsa),
+            (pem("ENCRYPTED PRIVATE KEY"), E::Encrypted),
+            (pem("PUBLIC KEY"), E::NotPrivate),
+            (pem("CERTIFICATE"), E::NotPrivate),
+            (pem("OPENSSH PRIVATE KEY"), E::Form),
+            ("-----BEGIN PRIVATE KEY-----".into(), E::Form),
+            ("-----BEGIN ".into(), E::Form),
+            (cut, E::Form),
+            (
+                include_str!("../../../tests/fixtures/snowflake/rsa_1024.p8").into(),
+                E::TooSmall,
+            ),
+            (
+                include_str!("../../../tests/fixtures/snowflake/ec_p256.p8").into(),
+                E::NotRsa,
+            ),
+        ] {
+            let refused = text.parse::<PrivateKey>().unwrap_err();
+            assert_eq!(refused, error, "{text}");
+            assert!(
+                text.lines()
+                    .nth(1)
+                    .is_none_or(|line| !refused.to_string().contains(line))
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in ".*", bytes: Vec<u8>) {
             let _ = text.parse::<PublicKey>();
+            let _ = text.parse::<PrivateKey>();
+            let _ = format!("-----BEGIN {text}").parse::<PrivateKey>();
+            let _ = format!("-----BEGIN PRIVATE KEY-----{text}-----END PRIVATE KEY-----").parse::<PrivateKey>();
             let _ = STANDARD.encode(bytes).parse::<PublicKey>();
         }
     }

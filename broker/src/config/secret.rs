@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kdbt_api::credential::{PrivateKey, PrivateKeyError};
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
@@ -19,37 +20,11 @@ pub(super) fn secret(node: &Node, folder: &Path, found: &mut Diagnostics) -> Opt
     Some(SecretString::from(text.as_str()))
 }
 
-/// The private key that a node refers to: unencrypted PKCS#8, as PEM or as base64 of its DER on one line. What is in
-/// it, the driver looks at.
-pub(super) fn private_key(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<SecretString> {
-    let text = referred(node, folder, found)?;
-    let text = text.trim();
-    let armour = text
-        .strip_prefix("-----BEGIN ")
-        .map(|rest| rest.split("-----").next().unwrap_or_default());
-    let base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
-    let (mistake, help) = match armour {
-        Some("PRIVATE KEY") => return Some(SecretString::from(text)),
-        None if !text.is_empty() && text.chars().all(base64) => return Some(SecretString::from(text)),
-        Some("ENCRYPTED PRIVATE KEY") => (
-            "the private key is encrypted, and nobody is there to type its passphrase",
-            "decrypt it: `openssl pkcs8 -in OLD -out NEW`, and `chmod 600 NEW`",
-        ),
-        Some("RSA PRIVATE KEY") => (
-            "the private key is PKCS#1, and Snowflake's tools take PKCS#8",
-            "convert it: `openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW`",
-        ),
-        Some(_) => (
-            "what this refers to is no RSA private key in PKCS#8",
-            "name the file that begins with `-----BEGIN PRIVATE KEY-----`",
-        ),
-        None => (
-            "what this refers to is neither a private key in PEM nor base64 on one line",
-            "make one: `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out KEY`",
-        ),
-    };
-    found.push(Diagnostic::error(mistake).at(&node.span).help(help));
-    None
+/// The private key that a node refers to: unencrypted PKCS#8 with an RSA key, as PEM or as base64 of its DER on one line.
+pub(super) fn private_key(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<PrivateKey> {
+    let key = referred(node, folder, found)?.parse();
+    key.map_err(|error: PrivateKeyError| found.push(Diagnostic::error(error.to_string()).at(&node.span)))
+        .ok()
 }
 
 fn referred(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Zeroizing<String>> {

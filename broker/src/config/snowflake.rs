@@ -142,7 +142,8 @@ fn account(node: &Node, found: &mut Diagnostics) -> Option<String> {
         let ends = part.bytes().next().into_iter().chain(part.bytes().last());
         !part.is_empty() && part.bytes().all(inner) && ends.into_iter().all(|byte| byte.is_ascii_alphanumeric())
     };
-    let mistake = if lower.contains("://") || lower.contains('/') || lower.contains(".snowflakecomputing") {
+    let address = ["/", ".snowflakecomputing", "app.snowflake.com"];
+    let mistake = if address.iter().any(|part| lower.contains(part)) {
         "expected the account identifier alone, not an address"
     } else if text.len() > LONGEST_ACCOUNT || !text.split('.').all(part) {
         "expected an account identifier: letters, digits, `-`, `_`, and dots between parts"

@@ -205,7 +205,7 @@ fn the_example_in_the_documentation_loads() {
 
 const LAKE: &str = "  lake: { engine: snowflake, connect: { account: myorg-myacct, user: KDBT_SVC, role: kdbt_broker, private_key: { file: key } } }\n";
 
-const PEM: &str = "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n";
+const PEM: &str = include_str!("../../../tests/fixtures/snowflake/key_a.p8");
 
 /// The good configuration with an account, one part of it replaced, and a key file.
 fn lake(from: &str, to: &str, key: &str) -> Result<SnowflakeServer, Diagnostics> {
@@ -230,7 +230,8 @@ fn lake(from: &str, to: &str, key: &str) -> Result<SnowflakeServer, Diagnostics>
 fn a_small_account_gets_the_defaults() {
     let server = lake("myorg", "myorg", PEM).unwrap();
     assert_eq!(server.connect.role.as_str(), "KDBT_BROKER", "names are in capitals");
-    assert_eq!(server.connect.private_key.expose_secret(), PEM.trim());
+    let line: String = PEM.lines().filter(|line| !line.starts_with('-')).collect();
+    assert_eq!(server.connect.private_key.secret().expose_secret(), line);
     assert_eq!(
         (server.public_account.as_str(), &server.public_address),
         ("myorg-myacct", &None)
@@ -286,6 +287,7 @@ fn every_odd_account_is_refused_at_its_place_with_what_it_should_look_like() {
         "myorg-myacct.snowflakecomputing.com",
         "MYORG-MYACCT.SnowflakeComputing.cn",
         "app.snowflake.com/myorg/myacct",
+        "app.snowflake.com",
         "myorg-myacct.",
         ".myorg",
         "a..b",
@@ -306,22 +308,28 @@ fn every_odd_account_is_refused_at_its_place_with_what_it_should_look_like() {
 
 #[test]
 fn a_key_of_another_form_is_refused_with_the_command_that_makes_it_fit_and_never_printed() {
-    assert!(lake("myorg", "myorg", "TUlJRQ==\n").is_ok(), "base64 on one line");
+    let pem = |name: &str| format!("-----BEGIN {name}-----\nhunter2\n-----END {name}-----\n");
     for (key, says) in [
+        (pem("ENCRYPTED PRIVATE KEY"), "openssl pkcs8 -in OLD"),
+        (pem("RSA PRIVATE KEY"), "openssl pkcs8 -topk8 -nocrypt"),
+        (pem("PUBLIC KEY"), "no private key"),
         (
-            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nhunter2\n",
-            "openssl pkcs8 -in OLD",
+            include_str!("../../../tests/fixtures/snowflake/rsa_1024.p8").into(),
+            "fewer than 2048 bits",
         ),
         (
-            "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n",
-            "openssl pkcs8 -topk8 -nocrypt",
+            include_str!("../../../tests/fixtures/snowflake/ec_p256.p8").into(),
+            "no RSA key",
         ),
-        ("-----BEGIN PUBLIC KEY-----\nhunter2\n", "no RSA private key"),
-        ("hunter2 hunter2", "neither a private key in PEM"),
-        ("", "neither a private key in PEM"),
+        ("hunter2 hunter2".into(), "must be PKCS#8"),
+        (String::new(), "must be PKCS#8"),
     ] {
-        let text = lake("myorg", "myorg", key).unwrap_err().to_string();
-        assert!(text.contains(says) && !text.contains("hunter2"), "{text}");
+        let found = lake("myorg", "myorg", &key).unwrap_err();
+        let place = found.iter().next().unwrap().place.as_ref().unwrap();
+        assert_eq!((place.line(), place.column()), (13, 112), "{found}");
+        let text = found.to_string();
+        let body = key.lines().nth(1).unwrap_or("hunter2");
+        assert!(text.contains(says) && !text.contains(body), "{text}");
     }
 }
 
