@@ -98,8 +98,12 @@ pub enum Stop {
     /// The catalog cannot be read any more.
     #[error("the last full sweep is {} s old", .0.as_secs())]
     SweepTooOld(Duration),
-    /// The clocks disagree.
-    #[error("the server's clock is {0} ms ahead of the broker's")]
+    /// The clocks disagree, by so many milliseconds that the server's is ahead.
+    #[error(
+        "the server's clock is {} s {} the broker's: run NTP on the broker's machine",
+        .0.unsigned_abs().div_ceil(1000),
+        if *.0 < 0 { "behind" } else { "ahead of" }
+    )]
     Skew(i64),
     /// Users that should be gone can still log in or have sessions.
     #[error("{0} users are overdue and can still log in or have sessions")]
@@ -270,6 +274,17 @@ mod tests {
                 dangerous: 0,
             });
             assert_eq!(server.may_issue().is_ok(), ok, "{offset_millis}");
+            let says = server
+                .may_issue()
+                .err()
+                .map(|stop| stop.to_string())
+                .unwrap_or_default();
+            let way = if offset_millis < 0 {
+                "6 s behind"
+            } else {
+                "6 s ahead of"
+            };
+            assert!(ok || says.contains(way), "{says}");
             assert_eq!(server.now(), clock.now().offset_by_millis(offset_millis));
         }
     }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::answer::Rows;
+use self::login::Login;
 use self::wire::{Answer, Broken, Question, Wire};
 use super::error::{CANCELLED, Failure, HANDLE_UNKNOWN, Refusal, TIMED_OUT};
 use super::sql::Statement;
@@ -20,6 +21,7 @@ use super::{SnowflakeConfig, SnowflakeError};
 use crate::clock::SharedClock;
 
 mod answer;
+mod login;
 mod wire;
 
 pub(super) use answer::Row;
@@ -28,6 +30,7 @@ pub(super) use answer::Row;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// No pause is longer, whatever the account asks for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// The two lanes: a storm on one never stops the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -50,6 +53,7 @@ pub(super) struct Done {
 /// One account.
 pub(super) struct Api {
     wire: Wire,
+    login: Login,
     issue: Semaphore,
     end: Semaphore,
 }
@@ -72,6 +76,7 @@ impl Api {
     pub(super) fn new(config: &SnowflakeConfig, clock: SharedClock) -> Result<Self, SnowflakeError> {
         Ok(Self {
             wire: Wire::new(config, clock)?,
+            login: Login::new(),
             issue: Semaphore::new(config.issue_calls.max(1)),
             end: Semaphore::new(config.end_calls.max(1)),
         })
@@ -94,10 +99,6 @@ impl Api {
 
     /// Runs a statement. Nothing is sent after `until`; an answer may come `request_timeout` later.
     pub(super) async fn run(&self, lane: Lane, statement: &Statement, until: Instant) -> Result<Done, Failure> {
-        let lane = match lane {
-            Lane::Issue => &self.issue,
-            Lane::End => &self.end,
-        };
         let started = Instant::now();
         let mut pauses = Pauses::new(Uuid::now_v7());
         let first = self.settle(lane, statement, &mut pauses, until).await?;
@@ -121,7 +122,7 @@ impl Api {
     /// Sends and asks until the account has said yes or no.
     async fn settle(
         &self,
-        lane: &Semaphore,
+        lane: Lane,
         statement: &Statement,
         pauses: &mut Pauses,
         until: Instant,
@@ -186,7 +187,7 @@ impl Api {
     /// One more part of a result that stands: asking for it again costs nothing.
     async fn partition(
         &self,
-        lane: &Semaphore,
+        lane: Lane,
         handle: &str,
         n: usize,
         pauses: &mut Pauses,
@@ -208,29 +209,64 @@ impl Api {
         }
     }
 
-    /// One exchange; after a refused token one more with a fresh one, and never a third: logins that fail again and
-    /// again lock the broker's user.
-    async fn attempt(&self, lane: &Semaphore, until: Instant, question: &Question<'_>) -> Try {
-        let Ok(Ok(_permit)) = tokio::time::timeout_at(until, lane.acquire()).await else {
+    /// One exchange; after a refused token one more with a fresh one, and never a third.
+    async fn attempt(&self, lane: Lane, until: Instant, question: &Question<'_>) -> Try {
+        let queue = match lane {
+            Lane::Issue => &self.issue,
+            Lane::End => &self.end,
+        };
+        let Ok(Ok(_permit)) = tokio::time::timeout_at(until, queue.acquire()).await else {
             return Try::Failed(Failure::NotRun("too many calls wait for the account".to_owned()));
         };
         for refused_before in [false, true] {
+            let leave = match self.login.leave(lane, until).await {
+                Ok(leave) => leave,
+                Err(why) => return Try::Failed(Failure::NotRun(why)),
+            };
             if Instant::now() >= until {
                 break;
             }
-            match self.wire.exchange(question).await {
-                Ok(answer) if answer.status == StatusCode::UNAUTHORIZED && !refused_before => self.wire.learn(&answer),
-                Ok(answer) => return judge(answer, &self.wire),
+            let answer = match self.wire.exchange(question).await {
+                Ok(answer) => answer,
                 Err(Broken::BeforeSending(why)) => return Try::NoConnection(why),
                 Err(Broken::Sent(why)) => return Try::Again(why),
+            };
+            let keeps_out = answer.keeps_out();
+            if keeps_out || answer.status == StatusCode::UNAUTHORIZED {
+                self.wire.learn(&answer);
+                let is_news = leave.refused(keeps_out);
+                if !keeps_out && !refused_before {
+                    continue;
+                }
+                let hint = if is_news {
+                    self.wire.login_hint(&answer)
+                } else {
+                    self.wire.still_refused()
+                };
+                return refused(answer.body.code(), answer.status, Some(hint));
             }
+            if lets_in(answer.status) {
+                leave.used();
+            }
+            return judge(answer);
         }
         Try::Failed(Failure::NotRun("it is too late to send it".to_owned()))
     }
 }
 
+/// Whether such an answer comes to those only whom the account knows. A busy or broken one may not have asked.
+fn lets_in(status: StatusCode) -> bool {
+    [
+        StatusCode::OK,
+        StatusCode::ACCEPTED,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::UNPROCESSABLE_ENTITY,
+    ]
+    .contains(&status)
+}
+
 /// What an answer means. Statuses: SQL API reference, "Response codes for all operations".
-fn judge(answer: Answer, wire: &Wire) -> Try {
+fn judge(answer: Answer) -> Try {
     let status = answer.status;
     let says = || format!("the account answers {}", status.as_u16());
     match status {
@@ -249,16 +285,6 @@ fn judge(answer: Answer, wire: &Wire) -> Try {
         },
         // Timed out and cancelled, it says; who knows in which order.
         StatusCode::REQUEST_TIMEOUT => Try::Failed(Failure::Unknown(says())),
-        StatusCode::UNAUTHORIZED => refused(answer.body.code(), status, Some(wire.login_hint(&answer))),
-        StatusCode::FORBIDDEN => refused(
-            answer.body.code(),
-            status,
-            Some(
-                "a network policy of the account or of the broker's user keeps this address out, or the SQL API is \
-                 not allowed: see SHOW NETWORK POLICIES"
-                    .to_owned(),
-            ),
-        ),
         status if status.is_server_error() => Try::Again(says()),
         status if status.is_redirection() || status == StatusCode::NOT_FOUND => refused(
             answer.body.code(),

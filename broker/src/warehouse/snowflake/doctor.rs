@@ -54,10 +54,15 @@ impl SnowflakeWarehouse {
             None,
         ));
         if let Some(time) = login.server_time {
-            let skew = time.as_unix_millis().abs_diff(self.api.clock_now().as_unix_millis());
-            if skew > SKEW_WORTH_NAMING {
-                let message =
-                    format!("the account's clock and the broker's are {skew} ms apart; above 5 s nothing is issued");
+            let ahead = time
+                .as_unix_millis()
+                .saturating_sub(self.api.clock_now().as_unix_millis());
+            if ahead.unsigned_abs() > SKEW_WORTH_NAMING {
+                let way = if ahead < 0 { "behind" } else { "ahead of" };
+                let message = format!(
+                    "the account's clock is {} ms {way} the broker's; above 5 s nothing is issued",
+                    ahead.unsigned_abs()
+                );
                 findings.push(finding(
                     Severity::Warning,
                     "clock",

@@ -211,7 +211,10 @@ async fn a_clock_that_is_minutes_off_is_allowed_for_and_named() {
     assert_eq!(received[1].claims()["exp"], 784_111_837);
     assert_eq!(api.now().since(clock.now()), Duration::from_mins(10));
     let error = error(api.run(Lane::End, &Statement::CurrentRole, until()).await);
-    assert!(error.contains("the broker's clock is 600 s off"), "{error}");
+    assert!(
+        error.contains("the account's clock is 600 s ahead of the broker's"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -243,8 +246,8 @@ async fn what_the_account_refuses_is_said_with_what_to_do() {
     }
     insta::assert_snapshot!(errors.join("\n"), @r#"
     log in: 390142 (the account does not understand this version of the broker: report it)
-    log in: 390422 (a network policy of the account or of the broker's user keeps this address out, or the SQL API is not allowed: see SHOW NETWORK POLICIES)
-    log in: http-403 (a network policy of the account or of the broker's user keeps this address out, or the SQL API is not allowed: see SHOW NETWORK POLICIES)
+    log in: 390422 (the account does not let `MYORG-MYACCT.KDBT_SVC` in: a network policy keeps the broker's address out; SECURITYADMIN asks which by SHOW PARAMETERS LIKE 'NETWORK_POLICY' IN USER "KDBT_SVC", the same IN ACCOUNT, and DESCRIBE NETWORK POLICY)
+    log in: http-403 (the account does not let `MYORG-MYACCT.KDBT_SVC` in: a network policy keeps the broker's address out, or the SQL API is not allowed; SECURITYADMIN asks which by SHOW PARAMETERS LIKE 'NETWORK_POLICY' IN USER "KDBT_SVC", the same IN ACCOUNT, and DESCRIBE NETWORK POLICY)
     log in: http-302 (there is no SQL API at this address: is the account identifier right?)
     log in: http-404 (there is no SQL API at this address: is the account identifier right?)
     log in: http-405

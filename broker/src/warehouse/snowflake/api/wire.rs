@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use url::{Host, Url};
 use uuid::Uuid;
 
+use super::super::sql::ident;
 use super::super::token::Signer;
 use super::super::{SnowflakeConfig, SnowflakeError};
 use super::answer::Body;
@@ -21,6 +22,8 @@ use crate::clock::SharedClock;
 
 /// The longest body that is read, in bytes, after decompression: a page of 10 000 users has a few millions.
 const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
+/// The address is not one that the network policy lets in.
+const KEPT_OUT: &str = "390422";
 /// Clocks that agree to this are said to agree.
 const SKEW_WORTH_NAMING: Duration = Duration::from_secs(5);
 
@@ -47,6 +50,18 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<Duration>,
 }
 
+impl Answer {
+    /// Whether a network policy keeps the broker's address out, for sure.
+    fn is_by_network_policy(&self) -> bool {
+        self.status != StatusCode::UNPROCESSABLE_ENTITY && self.body.code().as_deref() == Some(KEPT_OUT)
+    }
+
+    /// Whether it keeps the broker out whatever its token says.
+    pub(super) fn keeps_out(&self) -> bool {
+        self.status == StatusCode::FORBIDDEN || self.is_by_network_policy()
+    }
+}
+
 /// Why an exchange brought no answer.
 pub(super) enum Broken {
     /// There was no connection to send it on.
@@ -60,6 +75,7 @@ pub(super) struct Wire {
     http: Client,
     statements: Url,
     role: String,
+    user: String,
     signer: Signer,
     clock: SharedClock,
     /// What the account's clock was ahead of ours when it last refused a token, in milliseconds.
@@ -87,6 +103,7 @@ impl Wire {
             http: http.build().map_err(SnowflakeError::Certificates)?,
             statements: base.join("api/v2/statements").map_err(|_| SnowflakeError::Address)?,
             role: config.role.clone(),
+            user: config.user.clone(),
             signer: Signer::new(&config.account, &config.user, &config.private_key)?,
             clock,
             skew: AtomicI64::new(0),
@@ -111,27 +128,42 @@ impl Wire {
 
     /// Whom we tried to be, and how an administrator learns why it failed.
     pub(super) fn login_hint(&self, answer: &Answer) -> String {
-        let skew = Duration::from_millis(self.skew.load(Ordering::Relaxed).unsigned_abs());
-        let clock = if skew > SKEW_WORTH_NAMING {
-            format!(
-                "; the broker's clock is {} s off, which was allowed for",
-                skew.as_secs()
-            )
+        let (subject, user) = (self.signer.subject(), &self.user);
+        if answer.keeps_out() {
+            let either = if answer.is_by_network_policy() {
+                "a network policy keeps the broker's address out"
+            } else {
+                "a network policy keeps the broker's address out, or the SQL API is not allowed"
+            };
+            return format!(
+                "the account does not let `{subject}` in: {either}; SECURITYADMIN asks which by SHOW PARAMETERS LIKE \
+                 'NETWORK_POLICY' IN USER {}, the same IN ACCOUNT, and DESCRIBE NETWORK POLICY",
+                ident(user)
+            );
+        }
+        let skew = self.skew.load(Ordering::Relaxed);
+        let clock = if is_worth_naming(skew) {
+            format!("; {}, which was allowed for", apart(skew))
         } else {
             String::new()
         };
         let ask = answer.body.login_failure().map_or(String::new(), |id| {
             format!("; ACCOUNTADMIN asks why by SELECT SYSTEM$GET_LOGIN_FAILURE_DETAILS('{id}')")
         });
-        format!("the account does not let `{}` in{clock}{ask}", self.signer.subject())
+        format!("the account does not let `{subject}` in{clock}{ask}")
+    }
+
+    /// The same once more, when it has been said.
+    pub(super) fn still_refused(&self) -> String {
+        format!("the account still does not let `{}` in", self.signer.subject())
     }
 
     /// A token that is refused may be too old or too new: the next is issued by the account's clock.
     pub(super) fn learn(&self, answer: &Answer) {
         let Some(date) = answer.date else { return };
         let skew = date.as_unix_millis().saturating_sub(self.clock.now().as_unix_millis());
-        if Duration::from_millis(skew.unsigned_abs()) > SKEW_WORTH_NAMING {
-            tracing::warn!(skew_ms = skew, "the account's clock and the broker's disagree");
+        if is_worth_naming(skew) {
+            tracing::warn!(skew_ms = skew, "{}; its tokens allow for that", apart(skew));
         }
         self.skew.store(skew, Ordering::Relaxed);
     }
@@ -198,6 +230,20 @@ impl Wire {
         })
     }
 }
+
+fn is_worth_naming(skew: i64) -> bool {
+    Duration::from_millis(skew.unsigned_abs()) > SKEW_WORTH_NAMING
+}
+
+/// Which clock is ahead, and by how much; `skew` is the account's less the broker's, in milliseconds.
+fn apart(skew: i64) -> String {
+    let way = if skew < 0 { "behind" } else { "ahead of" };
+    format!(
+        "the account's clock is {} s {way} the broker's",
+        skew.unsigned_abs() / 1000
+    )
+}
+
 /// What is dialled: the account's own address, or the one that the config names instead.
 fn base(config: &SnowflakeConfig) -> Result<Url, SnowflakeError> {
     let Some(base) = &config.base_url else {
