@@ -2,7 +2,7 @@
 //!
 //! The catalog is read first because the other order would take a lease that was issued in between for a stray.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kdbt_api::Timestamp;
@@ -83,7 +83,9 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
             report.dangerous += 1;
         }
     }
-    report.vanished = end_vanished(store, &live, &catalog.users, now).await?;
+    let seen = leases_of(&catalog.users);
+    report.vanished = end_vanished(store, &live, &seen, now).await?;
+    report.dangerous += hidden(&live, &seen);
     server.swept(SweepResult {
         server_time: now + catalog.round_trip / 2 + clock.elapsed().saturating_sub(read_at),
         offset_millis,
@@ -216,19 +218,30 @@ fn stray_ended(server: &Server, user: &MarkedUser, now: Timestamp) -> AuditEvent
     }
 }
 
+/// The leases that the marks in the catalog name.
+fn leases_of(users: &[MarkedUser]) -> BTreeSet<LeaseId> {
+    let marks = users.iter().filter_map(|user| user.mark.as_ref().ok());
+    marks.map(|mark| mark.lease).collect()
+}
+
+/// How many leases cannot be ended while the catalog does not show their user, as where it was handed to another owner:
+/// nobody knows that these cannot log in any more.
+fn hidden(live: &BTreeMap<LeaseId, Lease>, seen: &BTreeSet<LeaseId>) -> usize {
+    let fails = |lease: &&Lease| matches!(lease.state, LeaseState::Ending { attempts } if attempts >= OVERDUE_ATTEMPTS);
+    live.values()
+        .filter(fails)
+        .filter(|lease| !seen.contains(&lease.id))
+        .count()
+}
+
 /// Active leases whose user the catalog does not show any more: somebody dropped it by hand. Ending them checks for
 /// what is left of it. Young ones may have been made after the catalog was read.
 async fn end_vanished(
     store: &dyn LeaseStore,
     live: &BTreeMap<LeaseId, Lease>,
-    users: &[MarkedUser],
+    seen: &BTreeSet<LeaseId>,
     now: Timestamp,
 ) -> Result<usize, StoreError> {
-    let seen: std::collections::BTreeSet<LeaseId> = users
-        .iter()
-        .filter_map(|user| user.mark.as_ref().ok())
-        .map(|mark| mark.lease)
-        .collect();
     let mut vanished = 0;
     for lease in live.values() {
         let settled = lease.issued_at + PROVISIONING_FOR < now;
