@@ -8,13 +8,14 @@ use crate::audit::Actor;
 use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState, UserRef};
 use crate::server::Server;
 use crate::store::{Change, Claimed, Due, LeaseStore, StoreError};
-use crate::warehouse::{EndOutcome, WarehouseError};
+use crate::warehouse::{END_WITHIN, EndOutcome, WarehouseError};
 
 /// How many leases one pass claims at once.
 pub const BATCH: usize = 50;
 
 /// For how long a claim keeps other brokers away.
 const CLAIM_FOR: Duration = Duration::from_mins(1);
+const _: () = assert!(CLAIM_FOR.as_secs() > END_WITHIN.as_secs());
 
 /// A lease that stands in `provisioning` for longer was abandoned: the warehouse lane sends nothing 20 s after booking.
 pub const PROVISIONING_FOR: Duration = Duration::from_mins(1);

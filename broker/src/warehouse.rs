@@ -1,6 +1,8 @@
 //! The port to a warehouse: one value per server. Its doc comments are its contract; the contract suite in
 //! `tests/` holds every implementation to them.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use kdbt_api::Timestamp;
 use kdbt_api::credential::{PublicKey, ScramVerifier};
@@ -137,7 +139,7 @@ pub struct Sweep {
     /// The server's clock.
     pub server_time: Timestamp,
     /// How long the answer took; half of it is the doubt in `server_time`.
-    pub round_trip: std::time::Duration,
+    pub round_trip: Duration,
 }
 
 /// What a policy needs of a server, for `check` and for bootstrap.
@@ -193,6 +195,10 @@ pub struct Finding {
     /// What to do, best as SQL to copy.
     pub remedy: Option<String>,
 }
+
+/// One call of [`Warehouse::end_users`] acts for no longer where the engine knows users by their names alone (Snowflake):
+/// a claim outlasts it, so nobody acts on a name that another claim may have ended and given away meanwhile.
+pub const END_WITHIN: Duration = Duration::from_secs(55);
 
 /// One server.
 #[async_trait]

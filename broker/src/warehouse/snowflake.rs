@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
 use kdbt_api::Timestamp;
 use kdbt_api::name::{InstallationName, ServerName};
 use secrecy::SecretString;
@@ -18,7 +17,7 @@ use self::sql::Statement;
 use crate::clock::SharedClock;
 use crate::lease::{EngineId, UserRef};
 use crate::warehouse::{
-    CreateError, EndOutcome, Finding, MarkedUser, Needs, NewUser, Sweep, Warehouse, WarehouseError,
+    CreateError, END_WITHIN, EndOutcome, Finding, MarkedUser, Needs, NewUser, Sweep, Warehouse, WarehouseError,
 };
 
 pub use self::account::{Account, AccountError};
@@ -73,6 +72,8 @@ pub struct SnowflakeConfig {
     pub request_timeout: Duration,
     /// For one look at the account, or one statement beside making users and ending them, with all its repetitions.
     pub call_timeout: Duration,
+    /// For one call that ends users, however many; no statement of it is answered later.
+    pub end_timeout: Duration,
 }
 
 impl SnowflakeConfig {
@@ -103,6 +104,7 @@ impl SnowflakeConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(15),
             call_timeout: Duration::from_secs(20),
+            end_timeout: END_WITHIN,
         }
     }
 }
@@ -148,6 +150,12 @@ impl SnowflakeWarehouse {
         bootstrap::script(needs, &self.config.installation, &login)
     }
 
+    /// Whoever ends users now may send statements until then: the last answer comes before the caller's claim is over.
+    fn last_act(&self) -> tokio::time::Instant {
+        let config = &self.config;
+        tokio::time::Instant::now() + config.end_timeout.saturating_sub(config.request_timeout)
+    }
+
     /// A call that has no deadline of its own may be sent until then.
     fn patience(&self) -> tokio::time::Instant {
         tokio::time::Instant::now() + self.config.call_timeout
@@ -176,11 +184,7 @@ impl Warehouse for SnowflakeWarehouse {
     }
 
     async fn end_users(&self, users: &[UserRef]) -> Vec<Result<EndOutcome, WarehouseError>> {
-        let ends: Vec<_> = users.iter().map(|user| self.end(user)).collect();
-        futures_util::stream::iter(ends)
-            .buffered(self.config.end_calls.max(1))
-            .collect()
-            .await
+        self.end(users).await
     }
 
     async fn marked_users(&self) -> Result<Sweep, WarehouseError> {

@@ -50,7 +50,7 @@ impl SnowflakeWarehouse {
         };
         // At once, if it can be; the caller makes sure in any case.
         let ours = |comment: &str| comment == mark;
-        let ended = tokio::time::timeout(CLEAN_UP, self.ladder(name.as_str(), ours)).await;
+        let ended = tokio::time::timeout(CLEAN_UP, self.ladder(name.as_str(), ours, Instant::now() + CLEAN_UP)).await;
         if !matches!(ended, Ok(Ok(_))) {
             tracing::warn!(user = %name, "a user that was made in part could not be ended yet");
         }

@@ -180,7 +180,7 @@ impl SnowflakeWarehouse {
     /// Users that look like leases and are not ours.
     async fn users(&self, findings: &mut Vec<Finding>) -> Result<(), WarehouseError> {
         let ours = mark::prefix(&self.config.installation);
-        let listing = self.list("KDBT_", self.patience()).await?;
+        let listing = self.list(Some("KDBT_"), self.patience()).await?;
         let strange: Vec<&str> = listing
             .users
             .iter()

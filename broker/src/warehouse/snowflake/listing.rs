@@ -52,11 +52,11 @@ pub(super) enum Seen {
 }
 
 impl SnowflakeWarehouse {
-    /// Every user whose name starts so, page by page.
-    pub(super) async fn list(&self, prefix: &str, until: Instant) -> Result<Listing, WarehouseError> {
+    /// Every user, or those whose name starts so, page by page.
+    pub(super) async fn list(&self, prefix: Option<&str>, until: Instant) -> Result<Listing, WarehouseError> {
         let limit = self.config.page.clamp(1, 10_000);
         let mut statement = Statement::ShowUsers {
-            prefix: prefix.to_owned(),
+            prefix: prefix.map(str::to_owned),
             limit,
             after: None,
         };
@@ -86,21 +86,25 @@ impl SnowflakeWarehouse {
             let last = listing.users.last().filter(|_| full && listing.users.len() > before);
             let Some(last) = last else { return Ok(listing) };
             statement = Statement::ShowUsers {
-                prefix: prefix.to_owned(),
+                prefix: prefix.map(str::to_owned),
                 limit,
                 after: Some(last.name.clone()),
             };
             page = self.api.run(Lane::End, &statement, until).await;
         }
-        Err(WarehouseError::Unsafe(format!(
-            "the list of users that start `{prefix}` does not end"
-        )))
+        Err(WarehouseError::Unsafe("the list of users does not end".to_owned()))
     }
 
-    /// Who has this name now; `mine` knows the comment of the one that is meant.
-    pub(super) async fn look(&self, name: &str, mine: impl Fn(&str) -> bool + Send) -> Result<Seen, WarehouseError> {
+    /// Who has this name now; `mine` knows the comment of the one that is meant. Nothing is sent after `last`.
+    pub(super) async fn look(
+        &self,
+        name: &str,
+        mine: impl Fn(&str) -> bool + Send,
+        last: Instant,
+    ) -> Result<Seen, WarehouseError> {
         let at = Instant::now();
-        let listing = self.list(name, at + LOOK.min(self.config.call_timeout)).await?;
+        let until = (at + LOOK.min(self.config.call_timeout)).min(last);
+        let listing = self.list(Some(name), until).await?;
         let Some(user) = listing.users.into_iter().find(|user| user.name == name) else {
             return Ok(Seen::Absent);
         };

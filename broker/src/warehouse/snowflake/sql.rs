@@ -54,8 +54,9 @@ pub(super) enum Statement {
         user: String,
         policy: PolicyName,
     },
+    /// All of them without a prefix.
     ShowUsers {
-        prefix: String,
+        prefix: Option<String>,
         limit: u32,
         after: Option<String>,
     },
@@ -148,12 +149,12 @@ impl Statement {
                 format!("ALTER USER {} SET SESSION POLICY {policy}", ident(user))
             }
             Self::ShowUsers { prefix, limit, after } => {
-                let from = after.as_ref().map(|name| format!(" FROM {}", literal(name)));
-                format!(
-                    "SHOW USERS STARTS WITH {} LIMIT {limit}{}",
-                    literal(prefix),
-                    from.unwrap_or_default()
-                )
+                let clause = |word: &str, value: &Option<String>| {
+                    let clause = value.as_ref().map(|value| format!(" {word} {}", literal(value)));
+                    clause.unwrap_or_default()
+                };
+                let (starts, from) = (clause("STARTS WITH", prefix), clause("FROM", after));
+                format!("SHOW USERS{starts} LIMIT {limit}{from}")
             }
             Self::DescribeUser { user } => format!("DESCRIBE USER {}", ident(user)),
             Self::ShowGrantsToRole { role } => format!("SHOW GRANTS TO ROLE {}", ident(role)),

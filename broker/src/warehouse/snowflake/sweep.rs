@@ -16,7 +16,7 @@ const PREFIX: &str = "KDBT_";
 impl SnowflakeWarehouse {
     /// Every user of this installation.
     pub(super) async fn sweep(&self) -> Result<Sweep, WarehouseError> {
-        let listing = self.list(PREFIX, self.patience()).await?;
+        let listing = self.list(Some(PREFIX), self.patience()).await?;
         let Some(server_time) = listing.server_time else {
             return Err(WarehouseError::Unsafe("the account's clock cannot be read".to_owned()));
         };

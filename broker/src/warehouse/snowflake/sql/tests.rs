@@ -45,12 +45,12 @@ fn all() -> Vec<Statement> {
             policy: "SEC.POLICIES.SHORT".parse().unwrap(),
         },
         Statement::ShowUsers {
-            prefix: "KDBT_".into(),
+            prefix: Some("KDBT_".into()),
             limit: 10_000,
             after: None,
         },
         Statement::ShowUsers {
-            prefix: "KDBT_".into(),
+            prefix: Some("KDBT_".into()),
             limit: 10_000,
             after: Some(user.clone()),
         },
@@ -227,7 +227,7 @@ proptest! {
         expected.push(Token::Ident(name.clone()));
         prop_assert_eq!(tokens(&grant.text()), expected);
 
-        let show = Statement::ShowUsers { prefix: value.clone(), limit: 7, after: Some(name.clone()) };
+        let show = Statement::ShowUsers { prefix: Some(value.clone()), limit: 7, after: Some(name.clone()) };
         let mut expected = plain("SHOW USERS STARTS WITH");
         expected.push(Token::Literal(value));
         expected.extend(plain("LIMIT 7 FROM"));

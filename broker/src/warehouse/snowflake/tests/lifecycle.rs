@@ -306,7 +306,7 @@ async fn an_end_looks_disables_and_drops() {
 async fn who_is_not_the_one_that_is_meant_is_never_touched() {
     for rows in [
         vec![],
-        vec![("KDBT_ADA_01", Some(mark("acme-prod", 7)))],
+        vec![("KDBT_ADA_01", Some(mark("acme-prod", 8)))],
         vec![("KDBT_ADA_0", Some(mark("acme-dev", 7)))],
         vec![("KDBT_ADA_0", Some(mark("acme-prod", 8)))],
         vec![("KDBT_ADA_0", Some("a user of ours, said the DBA".to_owned()))],
@@ -316,10 +316,58 @@ async fn who_is_not_the_one_that_is_meant_is_never_touched() {
             .iter()
             .map(|(name, mark)| (*name, mark.as_deref(), Some("KDBT_BROKER")))
             .collect();
-        let account = Account::start([users(&rows)]).await;
+        let account = Account::start([users(&rows), users(&rows)]).await;
         assert_eq!(end(&account).await.unwrap(), EndOutcome::Dropped);
-        assert_eq!(verbs(&account), ["SHOW USERS"]);
+        assert_eq!(verbs(&account), ["SHOW USERS", "SHOW USERS"]);
     }
+}
+
+#[tokio::test]
+async fn a_user_that_was_renamed_is_found_by_its_mark_and_ended() {
+    let renamed = || users(&[("SOMEBODY_ELSE", Some(&mark("acme-prod", 7)), Some("KDBT_BROKER"))]);
+    let account = Account::start([users(&[]), renamed(), renamed(), done(), done()]).await;
+    assert_eq!(end(&account).await.unwrap(), EndOutcome::Dropped);
+    insta::assert_snapshot!(account.statements().join("\n"), @r#"
+    SHOW USERS STARTS WITH 'KDBT_ADA_0' LIMIT 10000
+    SHOW USERS LIMIT 10000
+    SHOW USERS STARTS WITH 'SOMEBODY_ELSE' LIMIT 10000
+    ALTER USER IF EXISTS "SOMEBODY_ELSE" SET DISABLED = TRUE
+    DROP USER IF EXISTS "SOMEBODY_ELSE"
+    "#);
+}
+
+#[tokio::test]
+async fn who_is_gone_is_not_called_dropped_while_nobody_knows_whether_it_was_renamed() {
+    let account = Account::start([users(&[]), refused("003001")]).await;
+    let error = end(&account).await.unwrap_err();
+    assert!(error.to_string().contains("whether the user was renamed"), "{error}");
+    // One that was never seen there was not renamed.
+    let account = Account::start([users(&[])]).await;
+    let mut never_made = user_ref();
+    never_made.engine_id = None;
+    let ended = warehouse(&account, |_| ()).end_users(&[never_made]).await;
+    assert!(matches!(ended[..], [Ok(EndOutcome::Dropped)]), "{ended:?}");
+}
+
+#[tokio::test]
+async fn many_ends_on_an_account_that_hangs_take_no_longer_than_one_may() {
+    let silence = std::iter::repeat_with(|| Reply::Silence).take(40);
+    let account = Account::start(std::iter::once(ours()).chain(silence)).await;
+    let warehouse = warehouse(&account, |config| {
+        config.end_calls = 2;
+        config.request_timeout = Duration::from_millis(300);
+        config.end_timeout = Duration::from_millis(900);
+    });
+    let users: Vec<UserRef> = std::iter::repeat_with(user_ref).take(20).collect();
+    let started = std::time::Instant::now();
+    let ends = warehouse.end_users(&users).await;
+    assert!(
+        started.elapsed() < Duration::from_millis(1400),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(ends.iter().all(Result::is_err), "{ends:?}");
+    assert!(account.received().len() < 10, "each waits for its own sake");
 }
 
 #[tokio::test]
