@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use kdbt_api::Timestamp;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::Fetcher;
@@ -29,8 +29,12 @@ const MAX_STALE: Duration = Duration::from_hours(1);
 const MISSING_FOR: Duration = Duration::from_secs(30);
 /// How many such keys are remembered.
 const MAX_MISSING: usize = 1000;
-/// How long a request waits for a fetch: a little more than the metadata and the keys may take together.
-const WAIT: Duration = Duration::from_secs(11);
+/// How long a request waits for the first keys: a little more than the metadata and the keys may take together.
+const WAIT_FOR_KEYS: Duration = Duration::from_secs(11);
+/// How long a request waits for one key that the set does not hold, while others are served.
+const WAIT_FOR_NEW_KEY: Duration = Duration::from_secs(3);
+/// How many requests wait at once: far fewer than the broker serves, for anybody can name a key that nobody has.
+const MAX_WAITING: usize = 64;
 
 /// What is known of an issuer's keys, for readiness and the management page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +76,20 @@ pub(super) struct IssuerKeys {
     loaded: ArcSwapOption<Loaded>,
     state: Mutex<State>,
     wanted: Notify,
-    fetched: watch::Sender<()>,
+    /// Whether the last fetch succeeded.
+    fetched: watch::Sender<bool>,
+    waiting: Semaphore,
+}
+
+/// What came of asking the issuer for a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// The set is as new as the question.
+    Heard,
+    /// Nothing: the issuer was asked just now, and the set is what it said.
+    Lately,
+    /// The issuer failed or takes too long, or too many wait for it: whether it has the key is not known.
+    InVain,
 }
 
 impl IssuerKeys {
@@ -85,7 +102,8 @@ impl IssuerKeys {
             loaded: ArcSwapOption::empty(),
             state: Mutex::default(),
             wanted: Notify::new(),
-            fetched: watch::Sender::new(()),
+            fetched: watch::Sender::new(false),
+            waiting: Semaphore::new(MAX_WAITING),
         }
     }
 
@@ -116,11 +134,14 @@ impl IssuerKeys {
             return Ok(loaded);
         }
         let asked = self.ask_for(key_id).await;
-        let found = self.lookup(key_id);
-        if asked && found.as_ref().is_err_and(|reason| *reason == Reason::UnknownKey) {
-            self.state().remember_missing(key_id, self.clock.now());
+        match (self.lookup(key_id), asked) {
+            (Err(Reason::UnknownKey), Asked::Heard) => {
+                self.state().remember_missing(key_id, self.clock.now());
+                Err(Reason::UnknownKey)
+            }
+            (Err(Reason::UnknownKey), Asked::InVain) => Err(Reason::KeysUnavailable),
+            (found, _) => found,
         }
-        found
     }
 
     pub(super) fn health(&self) -> IssuerHealth {
@@ -147,23 +168,36 @@ impl IssuerKeys {
         is_within(self.clock.now(), loaded.at, MAX_STALE).then_some(loaded)
     }
 
-    /// Waits for the fetch under way, or asks for one if that is allowed and waits for it; whether there was one.
-    async fn ask_for(&self, key_id: &str) -> bool {
+    /// Waits for the fetch under way, or asks for one if that is allowed and waits for it.
+    async fn ask_for(&self, key_id: &str) -> Asked {
+        // Who waits holds one of the requests that the broker serves at once, so only some may.
+        let (Ok(_place), wait) = (self.waiting.try_acquire(), self.patience()) else {
+            return Asked::InVain;
+        };
         let mut fetched = {
             let mut state = self.state();
             if !state.in_flight {
                 if !state.may_fetch_for(key_id, self.clock.now()) {
-                    return false;
+                    return Asked::Lately;
                 }
                 state.in_flight = true;
                 self.wanted.notify_one();
             }
             self.fetched.subscribe()
         };
-        matches!(
-            tokio::time::timeout(WAIT, self.stop.run_until_cancelled(fetched.changed())).await,
-            Ok(Some(Ok(())))
-        )
+        let changed = self.stop.run_until_cancelled(fetched.changed());
+        match tokio::time::timeout(wait, changed).await {
+            Ok(Some(Ok(()))) if *fetched.borrow() => Asked::Heard,
+            Ok(_) | Err(_) => Asked::InVain,
+        }
+    }
+
+    /// With keys at hand a request waits for a new one only.
+    fn patience(&self) -> Duration {
+        match self.fresh() {
+            Some(_) => WAIT_FOR_NEW_KEY,
+            None => WAIT_FOR_KEYS,
+        }
     }
 
     /// One fetch; whether it succeeded.
@@ -195,7 +229,7 @@ impl IssuerKeys {
             }
         }
         // Under the lock, so that who asks for the next fetch does not hear of this one.
-        self.fetched.send_replace(());
+        self.fetched.send_replace(succeeded);
         succeeded
     }
 

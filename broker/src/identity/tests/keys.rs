@@ -83,6 +83,50 @@ async fn a_flood_of_unknown_keys_causes_at_most_one_fetch_more() {
 }
 
 #[tokio::test]
+async fn a_hundred_unknown_keys_and_an_issuer_that_hangs_hold_up_nobody_with_a_known_one() {
+    let realm = Realm::new().await;
+    let honest = realm.token(&realm.claims());
+    assert!(realm.send(&honest).await.is_ok());
+    realm.server.set(CERTS, Page::Silence);
+    realm.clock.advance(A_WHILE);
+    let key = TestKey::new("nobody's", Algorithm::Es256);
+    let begun = std::time::Instant::now();
+    let mut flood = tokio::task::JoinSet::new();
+    for n in 0..100 {
+        let mut header = key.header();
+        header["kid"] = json!(format!("random-{n}"));
+        let (authenticator, token) = (realm.authenticator.clone(), key.sign(&header, &realm.claims()));
+        flood.spawn(async move { send(&authenticator, &token).await.err() });
+    }
+    // Those that have no place to wait are refused at once, and say nothing about the key.
+    for _ in 0..36 {
+        assert_eq!(flood.join_next().await.unwrap().unwrap(), Some(Reason::KeysUnavailable));
+    }
+    assert!(realm.send(&honest).await.is_ok());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(flood.len(), 64, "the others wait for the issuer");
+    // And not for as long as that may take.
+    while let Some(refused) = flood.join_next().await {
+        assert_eq!(refused.unwrap(), Some(Reason::KeysUnavailable));
+    }
+    assert!(begun.elapsed() < Duration::from_millis(4500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_new_key_that_the_issuer_could_not_be_asked_for_is_asked_for_again_and_not_called_unknown() {
+    let realm = Realm::new().await;
+    assert!(realm.send_claims(&realm.claims()).await.is_ok());
+    let new = TestKey::new("k2", Algorithm::Es256);
+    let token = new.sign(&new.header(), &realm.claims());
+    realm.server.remove(CERTS);
+    realm.clock.advance(A_WHILE);
+    assert_eq!(realm.send(&token).await.err(), Some(Reason::KeysUnavailable));
+    realm.server.publish(CERTS, &[&realm.key, &new]);
+    realm.clock.advance(A_WHILE);
+    assert!(realm.send(&token).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_key_that_was_just_missed_is_not_asked_for_again_but_another_one_is() {
     let realm = Realm::new().await;
     let unknown = |id: &str| {
