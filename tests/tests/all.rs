@@ -16,6 +16,8 @@ mod keycloak;
 mod main_job;
 #[path = "all/oracle.rs"]
 mod oracle;
+#[path = "all/row_policies.rs"]
+mod row_policies;
 #[path = "all/simulator.rs"]
 mod simulator;
 #[path = "all/snowflake_doctor.rs"]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::plan::BROKER;
-use super::sql::{self, ANOTHER_ROLE, Era, ROAD_TO_LOGIN, Step};
+use super::sql::{self, ANOTHER_ROLE, Era, ROAD_TO_LOGIN, ROW_POLICY, Step};
 use super::{PostgresConfig, Tls};
 use crate::warehouse::WarehouseError;
 
@@ -61,6 +61,11 @@ impl From<Failure> for WarehouseError {
             Failure::Refused { code, .. } if code == ANOTHER_ROLE => Self::Gone,
             Failure::Refused { code, hint, .. } if code == ROAD_TO_LOGIN => Self::Unsafe(format!(
                 "the user could act as a role that can log in: {}; a DBA must revoke a step of that path",
+                hint.unwrap_or_default()
+            )),
+            Failure::Refused { code, hint, .. } if code == ROW_POLICY => Self::Unsafe(format!(
+                "a row policy names a role of the user, which could drop it: {}; a DBA must write it TO PUBLIC, with \
+                 pg_has_role() in USING",
                 hint.unwrap_or_default()
             )),
             Failure::Refused { what, code, hint } => Self::Server { what, code, hint },

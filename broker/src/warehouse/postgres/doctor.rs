@@ -10,6 +10,8 @@ use super::sql::{Era, ident, literal};
 use super::{PostgresConfig, Tls};
 use crate::warehouse::{DatabaseNeeds, Finding, Needs, Severity, WarehouseError};
 
+mod row_policies;
+
 /// All that can be seen from the catalog.
 pub(super) async fn check(connector: &Connector, config: &PostgresConfig, needs: &Needs) -> Vec<Finding> {
     let mut doctor = Doctor {
@@ -373,43 +375,6 @@ impl Doctor<'_> {
                 self.add(Severity::Error, "owner-temp", message, Some(remedy));
             }
         }
-        self.row_security(link, needs).await
-    }
-
-    /// A member of a role may run DROP OWNED BY it, and a policy `TO` that role is gone (S7).
-    async fn row_security(&mut self, link: &Link, needs: &DatabaseNeeds) -> Result<(), Failure> {
-        let roles: Vec<String> = needs
-            .owners
-            .iter()
-            .chain(&needs.groups)
-            .map(|role| literal(role.as_str()))
-            .collect();
-        if roles.is_empty() {
-            return Ok(());
-        }
-        let text = format!(
-            "WITH RECURSIVE up(oid) AS (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname IN ({}) \
-             UNION SELECT m.roleid FROM up JOIN pg_catalog.pg_auth_members m ON m.member = up.oid) \
-             SELECT p.polname, p.polrelid::pg_catalog.regclass::pg_catalog.text, r.rolname FROM pg_catalog.pg_policy p \
-             JOIN up ON up.oid = ANY (p.polroles) JOIN pg_catalog.pg_roles r ON r.oid = up.oid LIMIT 20",
-            roles.join(", ")
-        );
-        for row in link.query("look for row policies", &text).await? {
-            let get = |index| row.get(index).unwrap_or_default();
-            let message = format!(
-                "the row policy {} on {} names {}: a lease that inherits from that role could drop it",
-                get(0),
-                get(1),
-                get(2)
-            );
-            let remedy = format!(
-                "ALTER POLICY {} ON {} TO PUBLIC USING (pg_has_role({}, 'USAGE') AND …);",
-                ident(get(0)),
-                get(1),
-                literal(get(2))
-            );
-            self.add(Severity::Error, "row-policy", message, Some(remedy));
-        }
-        Ok(())
+        self.row_policies(link, needs).await
     }
 }

@@ -180,6 +180,7 @@ pub(super) fn create_users<'a>(
     let names: Vec<String> = users.clone().map(|user| user.username.as_str().to_owned()).collect();
     let mut steps: Vec<Step> = users.flat_map(|user| create_user(user, installation, era)).collect();
     steps.push(Step::NoRoadToLogin { users: names.clone() });
+    steps.push(Step::NoRowPolicy { users: names.clone() });
     steps.push(Step::Oids { users: names });
     steps
 }

@@ -110,6 +110,11 @@ pub(super) enum Step {
     NoRoadToLogin {
         users: Vec<String>,
     },
+    /// Raises [`ROW_POLICY`] if a row policy of a database that they may connect to names a role that one of the users
+    /// has or can get the rights of.
+    NoRowPolicy {
+        users: Vec<String>,
+    },
     /// The name and OID of each of these roles.
     Oids {
         users: Vec<String>,
@@ -163,6 +168,8 @@ pub(super) enum Step {
 
 /// SQLSTATE that [`Step::NoRoadToLogin`] raises.
 pub(super) const ROAD_TO_LOGIN: &str = "KD006";
+/// SQLSTATE that [`Step::NoRowPolicy`] raises.
+pub(super) const ROW_POLICY: &str = "KD007";
 /// SQLSTATE that [`Step::SameRole`] raises.
 pub(super) const ANOTHER_ROLE: &str = "KD005";
 
@@ -211,6 +218,7 @@ fn render(step: &Step, era: Era) -> String {
             ident(grantor)
         ),
         Step::NoRoadToLogin { users } => raise_if_road_to_login(users, era),
+        Step::NoRowPolicy { users } => raise_if_row_policy(users, era),
         Step::Oids { users } => format!(
             "SELECT r.rolname, r.oid FROM pg_catalog.pg_roles r WHERE r.rolname IN ({})",
             literals(users)
@@ -256,11 +264,14 @@ fn options(usage: Use, era: Era) -> &'static str {
 
 /// A DO block. Its body is a quoted literal, since a name from the catalog may hold any dollar quote.
 fn raise(declare: &str, condition: &str, code: &str, text: &str) -> String {
-    let body = format!(
+    format!("DO {}", literal(&block(declare, condition, code, text)))
+}
+
+fn block(declare: &str, condition: &str, code: &str, text: &str) -> String {
+    format!(
         "{declare}BEGIN IF {condition} THEN RAISE EXCEPTION USING ERRCODE = {}, MESSAGE = {text}; END IF; END",
         literal(code)
-    );
-    format!("DO {}", literal(&body))
+    )
 }
 
 /// Who may act as a role may, with ADMIN on the next one, give itself the right to act as that too.
@@ -286,6 +297,41 @@ fn raise_if_road_to_login(users: &[String], era: Era) -> String {
         ROAD_TO_LOGIN,
         "found",
     )
+}
+
+/// The rows of `pg_auth_members` by which the member has, or can give itself, the rights of the other role.
+pub(super) fn rights_pass(era: Era) -> &'static str {
+    match era {
+        Era::Before16 => "true",
+        Era::From16 => "(m.inherit_option OR m.set_option OR m.admin_option)",
+    }
+}
+
+/// Whoever has the rights of a role may DROP OWNED BY it, and the policies `TO` that role are gone (S7). The policies
+/// themselves are rows of other databases; that they name a role stands in the shared `pg_shdepend`. Most servers have
+/// none, and there the question that costs is not even planned.
+fn raise_if_row_policy(users: &[String], era: Era) -> String {
+    const NAMED: &str = "pg_catalog.pg_database d JOIN pg_catalog.pg_shdepend s ON s.dbid = d.oid \
+         AND s.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND s.deptype = 'r' \
+         AND s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass";
+    let condition = format!(
+        "(WITH RECURSIVE up(login, oid) AS (\
+         SELECT r.oid, r.oid FROM pg_catalog.pg_roles r WHERE r.rolname IN ({}) \
+         UNION SELECT up.login, m.roleid FROM up JOIN pg_catalog.pg_auth_members m ON m.member = up.oid AND {}) \
+         SELECT r.rolname || ' in database ' || d.datname FROM {NAMED} JOIN up ON up.oid = s.refobjid \
+         JOIN pg_catalog.pg_roles r ON r.oid = up.oid \
+         WHERE pg_catalog.has_database_privilege(up.login, d.oid, 'CONNECT') LIMIT 1)",
+        literals(users),
+        rights_pass(era)
+    );
+    let check = block(
+        &format!("DECLARE found pg_catalog.text := {condition}; "),
+        "found IS NOT NULL",
+        ROW_POLICY,
+        "found",
+    );
+    let body = format!("BEGIN IF EXISTS (SELECT FROM {NAMED}) THEN {check}; END IF; END");
+    format!("DO {}", literal(&body))
 }
 
 #[cfg(test)]

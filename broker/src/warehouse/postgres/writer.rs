@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::PostgresConfig;
 use super::connect::{Connector, Failure, Limits, Link};
 use super::plan;
-use super::sql::{Era, ROAD_TO_LOGIN};
+use super::sql::{Era, ROAD_TO_LOGIN, ROW_POLICY};
 use crate::lease::EngineId;
 use crate::warehouse::{CreateError, NewUser, WarehouseError};
 
@@ -147,7 +147,7 @@ impl Writer {
             }
             Failure::Warned { .. } => unknown(jobs, &failure),
             Failure::Refused { code, .. } => {
-                let redo = code.starts_with("42") || code == "23505" || code == ROAD_TO_LOGIN || code == "XX000";
+                let redo = code.starts_with("42") || ["23505", ROAD_TO_LOGIN, ROW_POLICY, "XX000"].contains(&&**code);
                 if jobs.len() > 1 && redo {
                     for job in jobs {
                         Box::pin(self.send(vec![job])).await;

@@ -138,11 +138,11 @@ fn a_personal_role_is_marked_and_gets_its_groups() {
 }
 
 #[test]
-fn the_road_check_and_the_oids_close_the_message_of_a_batch() {
+fn the_checks_and_the_oids_close_the_message_of_a_batch() {
     let one = user(read());
     let steps = plan::create_users([&one].into_iter(), &"acme-prod".parse().unwrap(), Era::From16);
-    let text = message(&steps[steps.len() - 2..], Era::From16);
-    assert_eq!(statements(&text), 2);
+    let text = message(&steps[steps.len() - 3..], Era::From16);
+    assert_eq!(statements(&text), 3);
     insta::assert_snapshot!(text);
 }
 
@@ -184,6 +184,7 @@ proptest! {
             Step::DropRole { role: name.clone() },
             Step::RollbackPrepared { gid },
             Step::NoRoadToLogin { users: vec![name.clone()] },
+            Step::NoRowPolicy { users: vec![name.clone()] },
             Step::SchemaOwner { schema: name.clone(), owner: name },
         ]);
         prop_assert_eq!(statements(&message(&steps, Era::From16)), steps.len());
