@@ -117,9 +117,8 @@ async fn a_policy_that_was_replaced_renews_no_lease() {
         let gone = policy(&POLICY.replace("realm_roles: [dev]", "realm_roles: [nobody]"));
         broker.policies.store(Some(gone));
     };
-    let mut catalog = world.warehouse.catalog.lock().unwrap();
-    catalog.before_extend.push_back(Box::pin(swap));
-    drop(catalog);
+    let before_extend = |swap| world.warehouse.catalog.lock().unwrap().before_extend.push_back(swap);
+    before_extend(Box::pin(swap));
     let error = world
         .broker()
         .renew(&ada, first.id, None, Some(hours(3)))
