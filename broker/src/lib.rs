@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod policy;
 pub mod reaper;
 pub mod renew;
+pub mod residue;
 pub mod revoke;
 pub mod server;
 pub mod service;

@@ -20,6 +20,8 @@ const BROKER: &[(&str, &str)] = &[
     // Reading files with their places.
     ("diagnostics", ""),
     ("yaml", "diagnostics"),
+    // Pure but for the file of what is approved, which `yaml` reads.
+    ("residue", "diagnostics yaml"),
     ("config", "diagnostics identity policy yaml"),
     // The ports.
     ("clock", ""),
@@ -86,7 +88,16 @@ const KEPT_TO: &[(&str, &str)] = &[
 ];
 
 /// Units that neither wait nor look around.
-const PURE: &[&str] = &["grant", "lease", "mark", "audit", "policy", "view", "diagnostics"];
+const PURE: &[&str] = &[
+    "grant",
+    "lease",
+    "mark",
+    "audit",
+    "policy",
+    "residue",
+    "view",
+    "diagnostics",
+];
 
 /// What a pure unit does not name.
 const IMPURE: &[&str] = &[
