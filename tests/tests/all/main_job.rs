@@ -8,6 +8,8 @@ mod answers;
 mod building;
 #[path = "main_job/crashes.rs"]
 mod crashes;
+#[path = "main_job/elsewhere.rs"]
+mod elsewhere;
 #[path = "main_job/ending.rs"]
 mod ending;
 #[path = "main_job/operating.rs"]
