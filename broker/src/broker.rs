@@ -284,6 +284,13 @@ impl Service for Broker {
                 },
             )
             .await?;
+        for row in &page.unreadable {
+            tracing::error!(
+                lease = row.row,
+                error = row.what,
+                "a lease cannot be read, and is not listed"
+            );
+        }
         Ok(LeaseList {
             leases: page.leases.iter().map(view::lease).collect(),
             next: page.next,

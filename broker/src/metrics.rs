@@ -35,6 +35,7 @@ pub struct Metrics {
     sweep_age: Family<Labels<1>, Seconds>,
     clock_offset: Family<Labels<1>, Seconds>,
     issuing_stopped: Family<Labels<1>, Gauge>,
+    unreadable_leases: Family<Labels<1>, Gauge>,
     audit_head: Family<Labels<1>, Gauge>,
     /// When each server was last swept in full; ages are worked out when somebody asks.
     swept: Mutex<BTreeMap<ServerName, Instant>>,
@@ -55,6 +56,7 @@ impl Metrics {
             sweep_age: Family::default(),
             clock_offset: Family::default(),
             issuing_stopped: Family::default(),
+            unreadable_leases: Family::default(),
             audit_head: Family::default(),
             swept: Mutex::default(),
         };
@@ -90,6 +92,8 @@ impl Metrics {
         to.register("clock_offset_seconds", help, self.clock_offset.clone());
         let help = "1 while no leases are issued on the server because ending is unhealthy there";
         to.register("issuing_stopped", help, self.issuing_stopped.clone());
+        let help = "Leases of the server whose row in the store cannot be read, as of the last sweep";
+        to.register("store_unreadable_leases", help, self.unreadable_leases.clone());
         let help = "The number of the last audit row; keep it elsewhere to find a cut tail";
         to.register("audit_head", help, self.audit_head.clone());
     }
@@ -149,6 +153,12 @@ impl Metrics {
     /// Issuing on the server is stopped, or goes on again.
     pub fn issuing_stopped(&self, server: &ServerName, stopped: bool) {
         self.issuing_stopped.get_or_create(&of(server)).set(stopped.into());
+    }
+
+    /// How many leases of the server the store has and cannot read.
+    pub fn unreadable_leases(&self, server: &ServerName, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.unreadable_leases.get_or_create(&of(server)).set(count);
     }
 
     /// The head of the audit chain. One series at a time; meant for once an hour.
@@ -238,6 +248,7 @@ mod tests {
         metrics.leases(&[(server("dwh"), LeaseStatus::Quarantined, 2)]);
         metrics.swept(&server("dwh"), -250);
         metrics.issuing_stopped(&server("dwh"), true);
+        metrics.unreadable_leases(&server("dwh"), 2);
         metrics.audit_head(41, "ab");
         metrics.audit_head(42, "cd");
         let text = metrics.render();
@@ -251,6 +262,7 @@ mod tests {
             r#"kdbt_leases{server="dwh",state="quarantined"} 2"#,
             r#"kdbt_clock_offset_seconds{server="dwh"} -0.25"#,
             r#"kdbt_issuing_stopped{server="dwh"} 1"#,
+            r#"kdbt_store_unreadable_leases{server="dwh"} 2"#,
             r#"kdbt_audit_head{hash="cd"} 42"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -51,8 +51,9 @@ impl Reaper {
     /// One sweep; returns how long until the next.
     async fn sweep(&self) -> Duration {
         match sweep::sweep(self.store.as_ref(), &self.server, self.clock.as_ref()).await {
-            Ok(_) => {
+            Ok(report) => {
                 self.metrics.swept(&self.server.name, self.server.offset_millis());
+                self.metrics.unreadable_leases(&self.server.name, report.unreadable);
                 self.server.sweep_every
             }
             Err(error) => {

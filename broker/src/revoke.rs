@@ -12,7 +12,7 @@ use crate::end::{request_end, wait_ended};
 use crate::identity::Identity;
 use crate::lease::{EndReason, Lease, LeaseEvent};
 use crate::service::UseCaseError;
-use crate::store::{Change, LeaseFilter, Page};
+use crate::store::{Change, LeaseFilter, Page, StoreError};
 use crate::view;
 
 /// How long a caller waits for the user to be gone.
@@ -48,8 +48,9 @@ pub(crate) async fn revoke_many(
 ) -> Result<RevocationView, UseCaseError> {
     let dry_run = request.dry_run;
     let (filter, reason) = selection(broker, who, request)?;
-    let (mut leases, mut failed) = (Vec::new(), None);
-    for lease in all(broker, &filter).await? {
+    let mut leases = Vec::new();
+    let (selected, mut failed) = all(broker, &filter).await?;
+    for lease in selected {
         if dry_run {
             leases.push(view::lease(&lease));
             continue;
@@ -135,8 +136,9 @@ fn malformed(detail: &str) -> UseCaseError {
     Problem::new(ProblemCode::MalformedRequest).detail(detail).into()
 }
 
-async fn all(broker: &Broker, filter: &LeaseFilter) -> Result<Vec<Lease>, UseCaseError> {
-    let mut leases = Vec::new();
+/// All that a filter selects; and an error for what cannot be read of it, so that no answer is taken for complete.
+async fn all(broker: &Broker, filter: &LeaseFilter) -> Result<(Vec<Lease>, Option<UseCaseError>), UseCaseError> {
+    let (mut leases, mut failed) = (Vec::new(), None);
     let mut page = Page {
         after: None,
         limit: PAGE,
@@ -144,9 +146,12 @@ async fn all(broker: &Broker, filter: &LeaseFilter) -> Result<Vec<Lease>, UseCas
     loop {
         let found = broker.store.leases(filter, page).await?;
         leases.extend(found.leases);
+        if let Some(row) = found.unreadable.first() {
+            failed = Some(StoreError::from(row).into());
+        }
         match found.next {
             Some(after) => page.after = Some(after),
-            None => return Ok(leases),
+            None => return Ok((leases, failed)),
         }
     }
 }

@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use kdbt_api::Timestamp;
 use kdbt_api::credential::ProofHash;
 use kdbt_api::lease::{LeaseId, LeaseStatus};
-use kdbt_api::name::{RuleId, ServerName, TargetName};
+use kdbt_api::name::{DbUsername, RuleId, ServerName, TargetName};
 
 use crate::audit::{Actor, AuditEvent};
 use crate::grant::Grant;
-use crate::lease::{Holder, Lease, LeaseEvent};
+use crate::lease::{EngineId, Holder, Lease, LeaseEvent};
 use crate::warehouse::MarkedUser;
 
 /// A lease to be written down, before the warehouse is touched.
@@ -196,8 +196,35 @@ pub struct Page {
 pub struct LeasePage {
     /// Newest first.
     pub leases: Vec<Lease>,
+    /// Rows among them that cannot be read as a lease: they keep nobody else from being listed.
+    pub unreadable: Vec<UnreadableLease>,
     /// Where the next page starts, if there is one.
     pub next: Option<LeaseId>,
+}
+
+/// A row that cannot be read as a lease, and what of it can be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadableLease {
+    /// Its key: the lease's id, as far as that can be read.
+    pub row: String,
+    /// What is wrong with it, for operators.
+    pub what: String,
+    /// Its user's name.
+    pub username: Option<DbUsername>,
+    /// What its user is for the server.
+    pub engine_id: Option<EngineId>,
+    /// Where in its life it stands.
+    pub status: Option<LeaseStatus>,
+}
+
+impl From<&UnreadableLease> for StoreError {
+    fn from(unreadable: &UnreadableLease) -> Self {
+        Self::Corrupt {
+            table: "leases",
+            row: unreadable.row.clone(),
+            what: unreadable.what.clone(),
+        }
+    }
 }
 
 /// How the store is.
@@ -273,7 +300,7 @@ pub trait LeaseStore: Send + Sync {
     /// One lease.
     async fn lease(&self, id: LeaseId) -> Result<Lease, StoreError>;
 
-    /// A page of leases.
+    /// A page of leases. A row that cannot be read stands in the page as such, and the others are there all the same.
     async fn leases(&self, filter: &LeaseFilter, page: Page) -> Result<LeasePage, StoreError>;
 
     /// An event that belongs to no lease.

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::end::PROVISIONING_FOR;
 use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState};
 use crate::server::{Server, SweepResult};
-use crate::store::{Adopted, Change, LeaseFilter, LeaseStore, Page, StoreError};
+use crate::store::{Adopted, Change, LeaseFilter, LeaseStore, Page, StoreError, UnreadableLease};
 use crate::warehouse::{MarkedUser, WarehouseError};
 
 /// No adopted lease lives longer than this, whatever its mark says: a mark can be forged where many roles may
@@ -39,6 +39,8 @@ pub struct SweepReport {
     pub vanished: usize,
     /// Users that are overdue and can still log in or have sessions.
     pub dangerous: usize,
+    /// Leases whose row cannot be read.
+    pub unreadable: usize,
 }
 
 /// Why a sweep did not finish.
@@ -64,28 +66,35 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
         .saturating_sub(asked.as_unix_millis());
     let now = catalog.server_time;
 
-    let live = live_leases(store, server).await?;
+    let live = Live::on(store, server).await?;
     let mut report = SweepReport {
         users: catalog.users.len(),
+        unreadable: live.unreadable.len(),
         ..SweepReport::default()
     };
     for user in &catalog.users {
-        let known = user.mark.as_ref().ok().and_then(|mark| live.get(&mark.lease));
-        let overdue = match known {
-            Some(lease) if belongs(lease, server, user) => is_overdue(lease, now),
-            _stray => match resolve(store, server, user, now, &mut report).await? {
-                Fate::Explained(lease) => is_overdue(&lease, now),
-                Fate::Ended => false,
-                Fate::Stays => true,
-            },
+        let overdue = match (live.lease_of(user), live.unreadable_of(user)) {
+            (Some(lease), _) if belongs(lease, server, user) => is_overdue(lease, now),
+            (_, Some(row)) if !is_due_without_row(user, row, now) => false,
+            (_, row) => {
+                let fate = match row {
+                    Some(_) => end_stray(store, server, user, now, &mut report).await?,
+                    None => resolve(store, server, user, now, &mut report).await?,
+                };
+                match fate {
+                    Fate::Explained(lease) => is_overdue(&lease, now),
+                    Fate::Ended => false,
+                    Fate::Stays => true,
+                }
+            }
         };
         if overdue && (user.can_login || user.sessions > 0) {
             report.dangerous += 1;
         }
     }
     let seen = leases_of(&catalog.users);
-    report.vanished = end_vanished(store, &live, &seen, now).await?;
-    report.dangerous += hidden(&live, &seen);
+    report.vanished = end_vanished(store, &live.leases, &seen, now).await?;
+    report.dangerous += hidden(&live.leases, &seen);
     server.swept(SweepResult {
         server_time: now + catalog.round_trip / 2 + clock.elapsed().saturating_sub(read_at),
         offset_millis,
@@ -119,25 +128,84 @@ fn is_overdue(lease: &Lease, now: Timestamp) -> bool {
     due + OVERDUE_AFTER < now
 }
 
-async fn live_leases(store: &dyn LeaseStore, server: &Server) -> Result<BTreeMap<LeaseId, Lease>, StoreError> {
-    use LeaseStatus as S;
-    let filter = LeaseFilter {
-        server: Some(server.name.clone()),
-        states: vec![S::Provisioning, S::Active, S::Ending, S::Quarantined],
-        ..LeaseFilter::default()
-    };
-    let mut live = BTreeMap::new();
-    let mut page = Page {
-        after: None,
-        limit: 500,
-    };
-    loop {
-        let found = store.leases(&filter, page).await?;
-        live.extend(found.leases.into_iter().map(|lease| (lease.id, lease)));
-        match found.next {
-            Some(after) => page.after = Some(after),
-            None => return Ok(live),
+/// What the store has of a server's leases that have not ended.
+#[derive(Default)]
+struct Live {
+    leases: BTreeMap<LeaseId, Lease>,
+    unreadable: Vec<UnreadableLease>,
+}
+
+impl Live {
+    async fn on(store: &dyn LeaseStore, server: &Server) -> Result<Self, StoreError> {
+        use LeaseStatus as S;
+        let filter = LeaseFilter {
+            server: Some(server.name.clone()),
+            states: vec![S::Provisioning, S::Active, S::Ending, S::Quarantined],
+            ..LeaseFilter::default()
+        };
+        let mut live = Self::default();
+        let mut page = Page {
+            after: None,
+            limit: 500,
+        };
+        loop {
+            let found = store.leases(&filter, page).await?;
+            live.leases
+                .extend(found.leases.into_iter().map(|lease| (lease.id, lease)));
+            for row in found.unreadable {
+                live.add_unreadable(row, server);
+            }
+            match found.next {
+                Some(after) => page.after = Some(after),
+                None => return Ok(live),
+            }
         }
+    }
+
+    fn add_unreadable(&mut self, row: UnreadableLease, server: &Server) {
+        // A page may begin with the damaged keys that the one before ended with.
+        if self.unreadable.contains(&row) {
+            return;
+        }
+        tracing::error!(
+            server = %server.name,
+            lease = row.row,
+            error = row.what,
+            "a lease cannot be read, so nobody can renew or revoke it and its user is left to its own end: mend the \
+             row while the broker is stopped, or take the user's LOGIN away by hand"
+        );
+        self.unreadable.push(row);
+    }
+
+    /// The live lease that a user's mark names.
+    fn lease_of(&self, user: &MarkedUser) -> Option<&Lease> {
+        self.leases.get(&user.mark.as_ref().ok()?.lease)
+    }
+
+    /// The row that cannot be read and is this user's as far as it can.
+    fn unreadable_of(&self, user: &MarkedUser) -> Option<&UnreadableLease> {
+        let lease = user.mark.as_ref().ok().map(|mark| mark.lease.to_string());
+        self.unreadable.iter().find(|row| {
+            lease.as_ref() == Some(&row.row)
+                || row.engine_id == Some(user.engine_id)
+                || (row.username.is_some() && row.username == user.username)
+        })
+    }
+}
+
+/// Whether a user whose lease cannot be read has had its time by all that is known without it: its mark and its
+/// native expiry, or that somebody wanted its end before.
+fn is_due_without_row(user: &MarkedUser, row: &UnreadableLease, now: Timestamp) -> bool {
+    let ending = matches!(row.status, Some(LeaseStatus::Ending | LeaseStatus::Quarantined));
+    ending || own_end(user, now) <= now
+}
+
+/// When a user ends by what the catalog alone says of it.
+fn own_end(user: &MarkedUser, now: Timestamp) -> Timestamp {
+    let native = user.native_end.unwrap_or(now);
+    match &user.mark {
+        Ok(mark) => native.min(mark.max_ends_at),
+        Err(_) => native,
     }
 }
 
@@ -159,9 +227,8 @@ async fn resolve(
     now: Timestamp,
     report: &mut SweepReport,
 ) -> Result<Fate, StoreError> {
-    if let (Ok(mark), Some(_)) = (&user.mark, &user.username) {
-        let native = user.native_end.unwrap_or(now);
-        let ends_at = mark.max_ends_at.min(native).min(now + ADOPTED_AT_MOST);
+    if user.mark.is_ok() && user.username.is_some() {
+        let ends_at = own_end(user, now).min(now + ADOPTED_AT_MOST);
         if ends_at > now && user.can_login {
             match store.adopt(&server.name, user, ends_at, now).await {
                 Ok(Adopted::New(lease)) => {
@@ -183,6 +250,17 @@ async fn resolve(
             }
         }
     }
+    end_stray(store, server, user, now, report).await
+}
+
+/// Ends a user by its mark.
+async fn end_stray(
+    store: &dyn LeaseStore,
+    server: &Server,
+    user: &MarkedUser,
+    now: Timestamp,
+    report: &mut SweepReport,
+) -> Result<Fate, StoreError> {
     match server.warehouse.end_marked(user).await {
         Ok(outcome) => {
             report.ended += 1;

@@ -395,3 +395,51 @@ async fn a_name_rests_after_an_end_for_cause_and_after_one_that_needed_two_tries
     world.sweep().await.unwrap();
     assert_eq!(end(EndReason::Revoked, None).await, "kdbt_ada_0");
 }
+
+#[tokio::test]
+async fn a_lease_whose_row_cannot_be_read_stops_nobody_and_its_user_ends_in_its_own_time() {
+    let world = world().await;
+    let ada = world.issue(&person("ada", &["dev"])).await.unwrap().view.lease;
+    let eve = world.issue(&person("eve", &["dev"])).await.unwrap().view.lease;
+    world.damage(ada.id, "access = '{}'");
+    world.damage(eve.id, "access = '{}'");
+    let names = || -> Vec<String> { world.roles().into_iter().map(|role| role.name).collect() };
+    for _ in 0..5 {
+        let report = world.sweep().await.unwrap();
+        assert_eq!(
+            (report.unreadable, report.ended, report.adopted, report.dangerous),
+            (2, 0, 0, 0)
+        );
+        world.clock.advance(Duration::from_mins(10));
+    }
+    world.sweep().await.unwrap();
+    world.issue(&person("grace", &["dev"])).await.unwrap();
+    assert_eq!(names(), ["kdbt_ada_0", "kdbt_eve_0", "kdbt_grace_0"]);
+    // What the row still says counts: somebody wanted this one ended.
+    world.damage(eve.id, "state = 'ending'");
+    assert_eq!(world.sweep().await.unwrap().ended, 1);
+    assert_eq!(names(), ["kdbt_ada_0", "kdbt_grace_0"]);
+    world.clock.advance(Duration::from_mins(11));
+    let report = world.sweep().await.unwrap();
+    assert_eq!((report.unreadable, report.ended, report.dangerous), (2, 1, 0));
+    assert_eq!(names(), ["kdbt_grace_0"]);
+}
+
+#[tokio::test]
+async fn a_revocation_ends_all_that_can_be_read_and_says_that_there_is_more() {
+    let world = world().await;
+    let admin = person("adm", &["admin"]);
+    let [ada, eve] = ["ada", "eve"].map(|name| person(name, &["dev"]));
+    let damaged = world.issue(&ada).await.unwrap().view.lease;
+    world.issue(&eve).await.unwrap();
+    world.damage(damaged.id, "access = '{}'");
+    let request = RevocationRequest {
+        target: Some("dev".parse().unwrap()),
+        ..RevocationRequest::default()
+    };
+    let error = world.broker().revoke_many(&admin, request).await.unwrap_err();
+    assert_eq!(code(&error), Some(ProblemCode::Internal));
+    world.pass().await;
+    let left: Vec<String> = world.roles().into_iter().map(|role| role.name).collect();
+    assert_eq!(left, ["kdbt_ada_0"]);
+}

@@ -425,6 +425,16 @@ impl World {
         self.broker().policies.store(policies);
     }
 
+    /// Changes the row of a lease behind the store's back.
+    pub(super) fn damage(&self, lease: LeaseId, change: &str) {
+        let db = rusqlite::Connection::open(self.path()).unwrap();
+        let changed = db.execute(
+            &format!("UPDATE leases SET {change} WHERE id = ?1"),
+            [lease.to_string()],
+        );
+        assert_eq!(changed.unwrap(), 1);
+    }
+
     pub(super) fn broker(&self) -> Arc<Broker> {
         self.broker.clone().unwrap()
     }

@@ -23,6 +23,9 @@ pub trait StoreUnderTest: Send + Sync {
 
     /// All audit events, oldest first.
     async fn audit(&self) -> Vec<AuditEvent>;
+
+    /// Makes the row of a lease unreadable, as a hand or a disk does; its key, user and state stay.
+    async fn damage(&self, lease: LeaseId);
 }
 
 /// Makes one test of every promise: `store_contract!(make)`, where `make()` gives a new [`StoreUnderTest`].
@@ -45,6 +48,7 @@ macro_rules! store_contract {
             a_name_rests_and_blocks_nobody
             an_adopted_lease_brings_its_slug_home
             pages_are_newest_first_and_complete
+            a_row_that_cannot_be_read_is_named_and_hides_no_other
             health_counts_live_leases_and_names_the_head
             a_reopened_store_knows_all_it_knew
             bookers_at_once_share_no_name_and_pass_no_limit

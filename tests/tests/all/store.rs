@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use kdbt_api::lease::LeaseId;
 use kdbt_broker::audit::AuditEvent;
 use kdbt_broker::audit::verify::Expected;
 use kdbt_broker::clock::ManualClock;
@@ -64,6 +65,12 @@ impl StoreUnderTest for SqliteFile {
 
     async fn audit(&self) -> Vec<AuditEvent> {
         audit(&self.path())
+    }
+
+    async fn damage(&self, lease: LeaseId) {
+        let db = rusqlite::Connection::open(self.path()).unwrap();
+        let sql = "UPDATE leases SET access = '{}' WHERE id = ?1";
+        assert_eq!(db.execute(sql, [lease.to_string()]).unwrap(), 1);
     }
 }
 

@@ -5,7 +5,7 @@ use kdbt_api::lease::LeaseStatus;
 use kdbt_api::name::ServerName;
 use rusqlite::types::Value;
 
-use super::rows::{status_word, stored, word};
+use super::rows::{remains, status_word, stored, word};
 use super::writer::Session;
 use crate::store::{LeaseFilter, LeasePage, Page, StoreError, StoreHealth};
 
@@ -22,15 +22,34 @@ pub(super) fn leases(session: &Session, filter: &LeaseFilter, page: Page) -> Res
     );
     let mut query = session.db.prepare_cached(&sql)?;
     let mut rows = query.query(rusqlite::params_from_iter(params))?;
-    let mut leases = Vec::new();
+    let (mut leases, mut unreadable) = (Vec::new(), Vec::new());
+    let (mut read, mut next) = (0, None);
     while let Some(row) = rows.next()? {
-        leases.push(stored(row)?.lease);
+        if read == limit {
+            return Ok(LeasePage {
+                leases,
+                unreadable,
+                next,
+            });
+        }
+        read += 1;
+        match stored(row) {
+            Ok(stored) => {
+                next = Some(stored.lease.id);
+                leases.push(stored.lease);
+            }
+            Err(StoreError::Corrupt { row: id, what, .. }) => {
+                // Where even the key is damaged, the next page starts behind the last one that is not.
+                next = id.parse().ok().or(next);
+                unreadable.push(remains(row, id, what));
+            }
+            Err(error) => return Err(error),
+        }
     }
-    let more = leases.len() > limit;
-    leases.truncate(limit);
     Ok(LeasePage {
-        next: leases.last().map(|lease| lease.id).filter(|_| more),
         leases,
+        unreadable,
+        next: None,
     })
 }
 

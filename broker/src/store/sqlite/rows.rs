@@ -14,7 +14,7 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::writer::Session;
 use crate::lease::{EndReason, Holder, Issue, Lease, LeaseState, Origin};
-use crate::store::{ClaimToken, StoreError};
+use crate::store::{ClaimToken, StoreError, UnreadableLease};
 
 /// A lease and what the store alone needs to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +166,18 @@ pub(super) fn stored(row: &Row<'_>) -> Result<Stored, StoreError> {
         claim: row.parse_opt("claim")?.map(ClaimToken),
         rest_until: row.get::<Option<i64>>("rest_until")?.map(Timestamp::from_unix_millis),
     })
+}
+
+/// What can be read of a row that [`stored`] refuses.
+pub(super) fn remains(row: &Row<'_>, id: String, what: String) -> UnreadableLease {
+    let part = LeaseRow { row, id: &id };
+    UnreadableLease {
+        username: part.parse_opt("username").ok().flatten(),
+        engine_id: part.json("engine_id").ok().flatten(),
+        status: part.word("state").ok().flatten(),
+        row: id,
+        what,
+    }
 }
 
 fn origin(row: &LeaseRow<'_>) -> Result<Origin, StoreError> {

@@ -521,6 +521,48 @@ pub async fn pages_are_newest_first_and_complete(under: &dyn StoreUnderTest) {
     }
 }
 
+pub async fn a_row_that_cannot_be_read_is_named_and_hides_no_other(under: &dyn StoreUnderTest) {
+    let store = under.open().await;
+    let mut leases = Vec::new();
+    for (n, name) in (0..).zip(["ada", "grace", "eve"]) {
+        leases.insert(0, active(&*store, booking(name, n)).await);
+    }
+    under.damage(leases[1].id).await;
+    for limit in 1..=4 {
+        let (mut readable, mut unreadable, mut after) = (Vec::new(), Vec::new(), None);
+        loop {
+            let page = Page { after, limit };
+            let page = store.leases(&LeaseFilter::default(), page).await.unwrap();
+            assert!(page.leases.len() + page.unreadable.len() <= limit);
+            readable.extend(page.leases);
+            unreadable.extend(page.unreadable);
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(readable, [leases[0].clone(), leases[2].clone()]);
+        let [row] = &unreadable[..] else {
+            panic!("{unreadable:?}")
+        };
+        let known = (row.row.as_str(), &row.username, row.engine_id, row.status);
+        let damaged = &leases[1];
+        let was = (
+            &*damaged.id.to_string(),
+            &Some(damaged.username.clone()),
+            damaged.engine_id,
+            Some(LeaseStatus::Active),
+        );
+        assert_eq!(known, was);
+        assert!(!row.what.is_empty());
+    }
+    let error = store.lease(leases[1].id).await.unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+    // Its name is not given away, and everybody else's leases go on.
+    assert_ne!(book(&*store, booking("grace", 5)).await.username, leases[1].username);
+    end(&*store, &leases[0], EndReason::Revoked, 6).await;
+}
+
 pub async fn health_counts_live_leases_and_names_the_head(under: &dyn StoreUnderTest) {
     let store = under.open().await;
     book(&*store, booking("ada", 0)).await;
