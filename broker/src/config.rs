@@ -21,6 +21,8 @@ use kdbt_api::name::{DatabaseName, InstallationName, RoleName, ServerName};
 use secrecy::SecretString;
 use url::Url;
 
+pub use self::secret::secret_of;
+
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::identity::IssuerConfig;
 use crate::policy::IssuerFacts;

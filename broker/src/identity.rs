@@ -4,6 +4,7 @@
 //! missing audience, a list for an issuer or any `typ`. Nothing of a token is in reach of a log or an error here.
 
 mod bearer;
+pub mod doctor;
 mod fetch;
 mod issuer;
 mod jwks;

@@ -11,6 +11,7 @@ mod explain;
 mod facts;
 mod limits;
 mod needs;
+mod reads;
 mod shapes;
 mod unite;
 

@@ -12,6 +12,8 @@ mod hostile_tokens;
 mod issuer;
 #[path = "all/keycloak.rs"]
 mod keycloak;
+#[path = "all/keycloak_doctor.rs"]
+mod keycloak_doctor;
 #[path = "all/main_job.rs"]
 mod main_job;
 #[path = "all/oracle.rs"]

@@ -1,4 +1,7 @@
-//! `kdbt-broker doctor`: looks at servers live, changes nothing, and names the missing grant as SQL to copy.
+//! `kdbt-broker doctor`: looks at servers and issuers live, changes nothing, and names what is missing: a grant as SQL
+//! to copy, a setting with its place.
+
+mod issuer;
 
 use std::process::ExitCode;
 
@@ -16,10 +19,10 @@ use crate::warehouse::{Finding, Severity, Warehouse as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Looks at the servers of the config as the policies need them. Exit code 1 if anything is an error.
+/// Looks at the servers and issuers of the config as the policies need them. Exit code 1 if anything is an error.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Only the server of this target.
+    /// Only the server of this target, and no issuer.
     target: Option<TargetName>,
     #[command(flatten)]
     config: ConfigFile,
@@ -36,6 +39,8 @@ pub(crate) struct Doctor {
     /// Print what is as it should be, too.
     #[arg(long, short)]
     verbose: bool,
+    #[command(flatten)]
+    keycloak: issuer::KeycloakOptions,
 }
 
 impl Doctor {
@@ -70,11 +75,25 @@ impl Doctor {
             }
             return ExitCode::SUCCESS;
         }
+        let access = match self.keycloak.access(&config) {
+            Ok(access) => access,
+            Err(error) => {
+                output::error(&error);
+                return ExitCode::from(2);
+            }
+        };
         let mut worst = Severity::Ok;
         for (name, server) in servers {
             for finding in self.examine(&config, &policies, name, server).await {
                 worst = worst.max(finding.severity);
-                self.print(name, &finding);
+                self.print(name.as_str(), &finding);
+            }
+        }
+        let issuers = config.issuers.iter().filter(|_| self.target.is_none());
+        for issuer in issuers.map(|issuer| &issuer.tokens) {
+            for finding in issuer::examine(issuer, &policies, access.as_ref()).await {
+                worst = worst.max(finding.severity);
+                self.print(&issuer.issuer, &finding);
             }
         }
         if worst == Severity::Error {
@@ -164,7 +183,7 @@ impl Doctor {
         }
     }
 
-    fn print(&self, server: &ServerName, finding: &Finding) {
+    fn print(&self, place: &str, finding: &Finding) {
         let word = match finding.severity {
             Severity::Ok | Severity::Info if !self.verbose => return,
             Severity::Ok => "ok     ",
@@ -172,7 +191,7 @@ impl Doctor {
             Severity::Warning => "warning",
             Severity::Error => "error  ",
         };
-        output::line(&format!("{word}  {server}  {}: {}", finding.code, finding.message));
+        output::line(&format!("{word}  {place}  {}: {}", finding.code, finding.message));
         for line in finding.remedy.iter().flat_map(|remedy| remedy.lines()) {
             output::line(&format!("           {line}"));
         }

@@ -27,6 +27,22 @@ pub(super) fn private_key(node: &Node, folder: &Path, found: &mut Diagnostics) -
         .ok()
 }
 
+/// A secret for one command alone: from a file, or else from a variable. The error says what to do.
+pub fn secret_of(file: Option<&Path>, variable: &str) -> Result<SecretString, String> {
+    let text = match file {
+        Some(file) => std::fs::read_to_string(file)
+            .map(Zeroizing::new)
+            .map_err(|error| format!("cannot read the secret in {}: {error}", file.display()))?,
+        None => variable_of(variable)
+            .ok_or_else(|| format!("there is no secret: set `{variable}`, or name a file that holds it"))?,
+    };
+    match text.trim_end_matches(['\n', '\r']) {
+        "" => Err("the secret is empty".to_owned()),
+        secret if secret.contains(['\n', '\0']) => Err("the secret has several lines".to_owned()),
+        secret => Ok(SecretString::from(secret)),
+    }
+}
+
 fn referred(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Zeroizing<String>> {
     const HELP: &str = "write `{ file: /path/to/it }` or `{ env: NAME }`";
     if !matches!(node.value, Value::Map(_)) {
@@ -81,8 +97,12 @@ fn readable_by_all(_: &Path) -> bool {
     clippy::disallowed_methods,
     reason = "the configuration is where the environment is read"
 )]
+fn variable_of(name: &str) -> Option<Zeroizing<String>> {
+    std::env::var(name).ok().map(Zeroizing::new)
+}
+
 fn from_variable(name: &str, place: &Span, found: &mut Diagnostics) -> Option<Zeroizing<String>> {
-    let value = std::env::var(name).ok().map(Zeroizing::new);
+    let value = variable_of(name);
     if value.is_none() {
         let error = Diagnostic::error(format!("the variable `{name}` is not set, or is no text"));
         found.push(error.at(place));

@@ -50,12 +50,27 @@ pub(super) enum FetchError {
 }
 
 /// The last link of the chain says what happened; the ones before only repeat the address.
-fn root_cause(error: &reqwest::Error) -> String {
+pub(super) fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
     cause.to_string()
+}
+
+/// A client for this address: a time limit for each answer, no redirect, these certificates beside the system's.
+pub(super) fn client(url: &Url, ca_pem: Option<&str>, timeout: Duration) -> Result<Client, reqwest::Error> {
+    let mut client = Client::builder()
+        .timeout(timeout)
+        .redirect(Policy::none())
+        .user_agent("kdbt-broker");
+    if is_loopback(url) {
+        client = client.no_proxy();
+    }
+    if let Some(pem) = ca_pem {
+        client = client.tls_certs_merge(Certificate::from_pem_bundle(pem.as_bytes())?);
+    }
+    client.build()
 }
 
 /// Gets the keys of one issuer.
@@ -72,21 +87,9 @@ impl Fetcher {
 
     /// With another time limit for each document.
     pub(super) fn with_timeout(issuer: Arc<Issuer>, timeout: Duration) -> Result<Self, IssuerProblem> {
-        let mut client = Client::builder()
-            .timeout(timeout)
-            .redirect(Policy::none())
-            .user_agent("kdbt-broker");
-        if is_loopback(issuer.source.url()) {
-            client = client.no_proxy();
-        }
-        if let Some(pem) = &issuer.config.ca_pem {
-            let extra = Certificate::from_pem_bundle(pem.as_bytes()).map_err(IssuerProblem::Certificates)?;
-            client = client.tls_certs_merge(extra);
-        }
-        Ok(Self {
-            client: client.build().map_err(IssuerProblem::Certificates)?,
-            issuer,
-        })
+        let ca_pem = issuer.config.ca_pem.as_deref();
+        let client = client(issuer.source.url(), ca_pem, timeout).map_err(IssuerProblem::Certificates)?;
+        Ok(Self { client, issuer })
     }
 
     /// The issuer's keys as they are now; through discovery each time, so that a moved key set is followed.

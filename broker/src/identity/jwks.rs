@@ -169,6 +169,11 @@ impl KeySet {
         self.0.len()
     }
 
+    /// Whether a key of it is for this algorithm.
+    pub(super) fn can_verify(&self, algorithm: Algorithm) -> bool {
+        self.0.iter().any(|key| key.is_for(algorithm))
+    }
+
     /// The keys with this `kid`; almost always one.
     pub(super) fn with_id(&self, key_id: &str) -> impl Iterator<Item = &VerificationKey> {
         self.0.iter().filter(move |key| key.key_id == key_id)

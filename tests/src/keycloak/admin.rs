@@ -10,6 +10,7 @@ use super::{Keycloak, REALM, http, successful};
 #[derive(Debug)]
 pub struct Admin<'a> {
     keycloak: &'a Keycloak,
+    realm: String,
     token: String,
 }
 
@@ -28,11 +29,43 @@ impl Keycloak {
             .as_str()
             .context("the administrator got no token")?
             .to_owned();
-        Ok(Admin { keycloak: self, token })
+        Ok(Admin {
+            keycloak: self,
+            realm: REALM.to_owned(),
+            token,
+        })
+    }
+
+    /// A realm of a test's own on this server, like ours but for a change of its file; its administrator.
+    pub async fn own_realm(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<Admin<'_>> {
+        let file = [
+            ("${KDBT_PEOPLE_PASSWORD}", self.people_password()),
+            ("${KDBT_BROKER_SECRET}", self.broker_secret()),
+            ("${KDBT_CI_SECRET}", self.ci_secret()),
+            ("${KDBT_BROKER_URL}", "http://127.0.0.1:1"),
+        ]
+        .iter()
+        .fold(std::fs::read_to_string(super::REALM_FILE)?, |text, (name, value)| {
+            text.replace(name, value)
+        });
+        let mut realm: Value = serde_json::from_str(&file)?;
+        realm["realm"] = json!(name);
+        change(&mut realm);
+        let mut admin = self.admin().await?;
+        let url = format!("{}/admin/realms", self.base_url());
+        let request = http()?.post(url).bearer_auth(&admin.token).json(&realm);
+        successful(request.send().await?).await?;
+        admin.realm = name.to_owned();
+        Ok(admin)
     }
 }
 
 impl Admin<'_> {
+    /// The issuer of its realm.
+    pub fn issuer(&self) -> String {
+        format!("{}/realms/{}", self.keycloak.base_url(), self.realm)
+    }
+
     /// Its access token, of the realm `master`.
     pub fn token(&self) -> &str {
         &self.token
@@ -40,7 +73,7 @@ impl Admin<'_> {
 
     /// Calls `path` under the realm's admin URL, such as `users?username=ada`; `null` for an empty answer.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
-        let url = format!("{}/admin/realms/{REALM}/{path}", self.keycloak.base_url());
+        let url = format!("{}/admin/realms/{}/{path}", self.keycloak.base_url(), self.realm);
         let mut request = http()?.request(method, url).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
@@ -160,7 +193,8 @@ impl Admin<'_> {
         self.call(Method::POST, "components", Some(&key)).await.map(drop)
     }
 
-    async fn client(&self, client: &str) -> Result<Value> {
+    /// A client as its administrator sees it.
+    pub async fn client(&self, client: &str) -> Result<Value> {
         let found = self
             .call(Method::GET, &format!("clients?clientId={client}"), None)
             .await?;

@@ -62,10 +62,10 @@ const BROKER: &[(&str, &str)] = &[
         "audit broker clock config http identity metrics policy reaper server store store::sqlite warehouse \
          warehouse::postgres warehouse::snowflake",
     ),
-    // The operator's commands: `audit` reads a store's file, `doctor` looks at a server, both without a broker.
+    // The operator's commands: `audit` reads a store's file, `doctor` looks at servers and issuers, both without a broker.
     (
         "cli",
-        "app audit clock config diagnostics policy store::sqlite telemetry warehouse warehouse::postgres yaml",
+        "app audit clock config diagnostics identity policy store::sqlite telemetry warehouse warehouse::postgres yaml",
     ),
 ];
 
@@ -122,6 +122,7 @@ const SECRETS_LEAVE_IN: &[&str] = &[
     "broker/src/app.rs",
     "broker/src/audit/chain.rs",
     "broker/src/identity/bearer.rs",
+    "broker/src/identity/doctor/admin.rs",
     "broker/src/issue.rs",
     "broker/src/warehouse/postgres/connect.rs",
     "broker/src/warehouse/snowflake/api/wire.rs",
