@@ -151,6 +151,8 @@ pub fn template(profile: &ProfileName, target: &TargetName, engine: Engine) -> R
             output.variable("dbname", "KDBT_DBNAME", Some("postgres"));
             output.variable("schema", "KDBT_SCHEMA", Some("no_lease"));
             output.bare("threads", 4);
+            // Said here too: where only our own variables reach dbt, libpq would tell its password to any server.
+            output.variable("sslmode", "PGSSLMODE", Some("verify-full"));
             output.bare("application_name", "\"\"");
         }
         Engine::Snowflake => {
@@ -416,6 +418,7 @@ mod tests {
               dbname: "{{ env_var('KDBT_DBNAME', 'postgres') }}"
               schema: "{{ env_var('KDBT_SCHEMA', 'no_lease') }}"
               threads: 4
+              sslmode: "{{ env_var('PGSSLMODE', 'verify-full') }}"
               application_name: ""
         "#);
         assert_eq!(yaml.matches("env_var(").count(), yaml.matches("', '").count());
