@@ -1,0 +1,253 @@
+//! Who answers at the warehouse's address need not be the warehouse: no form of a lease tells it the password (S18).
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use kdbt_e2e::client::Workstation;
+use kdbt_e2e::dbt::Project;
+use kdbt_e2e::impostor::{Heard, Impostor, Tls, Wants};
+use kdbt_e2e::postgres::PgVersion;
+use kdbt_e2e::process::Finished;
+use kdbt_e2e::stack::Stack;
+use serde_json::json;
+
+use super::{Caller, options};
+
+/// A stack whose users are sent to the impostor, while the broker itself reaches the server.
+async fn misled(impostor: &Impostor) -> Stack {
+    let stack = Stack::prepare(&options(PgVersion::Pg15), |_| {}).await.unwrap();
+    let ca = stack.postgres.ca_file().unwrap().display().to_string();
+    configure(
+        &stack,
+        "insecure_transport: true",
+        &format!(
+            "public: {{ host: 127.0.0.1, port: {}, ca_file: {ca} }}",
+            impostor.port()
+        ),
+    );
+    configure(&stack, "dwh.password }", &format!("dwh.password }}, ca_file: {ca}"));
+    configure(
+        &stack,
+        "policies: policies\n",
+        "policies: policies\nlimits: { leases_per_person: 40 }\n",
+    );
+    let mut stack = stack.bootstrapped(|_| {}).await.unwrap();
+    stack.broker.start().await.unwrap();
+    stack
+}
+
+fn configure(stack: &Stack, what: &str, instead: &str) {
+    let file = stack.broker.config_file();
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains(what), "{text}");
+    fs::write(file, text.replace(what, instead)).unwrap();
+}
+
+/// A form in which a lease is handed out and used, by a command that logs in.
+struct Form {
+    name: &'static str,
+    run: Command,
+}
+
+/// How many of the forms use dbt, which starts slowly: where libpq alone decides, psql stands for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WithDbt {
+    All,
+    One,
+    None,
+}
+
+/// Every form of a lease that there is.
+async fn forms(stack: &Stack, ada: &Workstation, project: &Project, with_dbt: WithDbt) -> Vec<Form> {
+    let client = |arguments: &[&str]| ada.command_in(project, arguments).unwrap();
+    let shell = |script: &str| {
+        let mut command = client(&[]);
+        let equipped: Vec<_> = command
+            .get_envs()
+            .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
+            .collect();
+        command = Command::new("sh");
+        command.current_dir(project.path()).args(["-ec", script]);
+        for (name, value) in equipped {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    };
+    let written = project.path().join("written");
+    let (template, printed, plain) = ("template", "printed", "plain");
+    for folder in [template, printed, plain] {
+        fs::create_dir_all(project.path().join(folder)).unwrap();
+    }
+    let to = |folder: &str| project.path().join(folder).join("profiles.yml");
+    let get = async |arguments: &[&str]| Finished::of(client(arguments)).await.unwrap().expect(0).unwrap().stdout;
+    fs::write(to(template), get(&["profile", "--template", "-t", "team"]).await).unwrap();
+    fs::write(to(printed), get(&["profile", "-t", "team"]).await).unwrap();
+    get(&["profile", "-t", "team", "--write", &written.display().to_string()]).await;
+    let caller = Caller::person(stack, "ada");
+    let fragment = caller
+        .fragment(&json!({ "target": "team", "profile": "shop" }))
+        .await
+        .expect(201);
+    fs::write(to(plain), &fragment.text).unwrap();
+    let environment = get(&["env", "-t", "team"]).await;
+    fs::write(project.path().join("lease.sh"), environment).unwrap();
+
+    let psql = r#"PGPASSWORD="$DBT_ENV_SECRET_KDBT_PASSWORD" psql -X -h "$KDBT_HOST" -p "$KDBT_PORT" -U "$KDBT_USER" -d "$KDBT_DBNAME" -c "SELECT 1""#;
+    let mut forms = vec![
+        Form {
+            name: "kdbt-client psql",
+            run: client(&["psql", "-t", "team", "--", "-X", "-c", "SELECT 1"]),
+        },
+        Form {
+            name: "exec -- psql",
+            run: client(&["exec", "-t", "team", "--", "sh", "-c", psql]),
+        },
+        Form {
+            name: "env, psql",
+            run: shell(&format!(". ./lease.sh; {psql}")),
+        },
+    ];
+    if with_dbt != WithDbt::None {
+        forms.push(Form {
+            name: "exec -- dbt debug",
+            run: client(&["exec", "-t", "team", "--", "dbt", "debug"]),
+        });
+    }
+    if with_dbt == WithDbt::All {
+        forms.extend([
+            Form {
+                name: "exec -- dbt debug with the template",
+                run: client(&["exec", "-t", "team", "--", "dbt", "debug", "--profiles-dir", template]),
+            },
+            Form {
+                name: "env, dbt debug with the template",
+                run: shell(". ./lease.sh; dbt debug --profiles-dir template"),
+            },
+            Form {
+                name: "the template with the lease's own variables alone",
+                run: shell(
+                    ". ./lease.sh; unset PGSSLMODE PGREQUIREAUTH PGSSLROOTCERT; dbt debug --profiles-dir template",
+                ),
+            },
+            Form {
+                name: "profile",
+                run: shell("dbt debug --profiles-dir printed"),
+            },
+            Form {
+                name: "profile --write",
+                run: shell("dbt debug --profiles-dir written"),
+            },
+            Form {
+                name: "the answer to a plain POST",
+                run: shell("dbt debug --profiles-dir plain"),
+            },
+        ]);
+    }
+    forms
+}
+
+/// Runs every form at once; what the impostor heard.
+async fn run_all(forms: Vec<Form>, impostor: &Impostor) -> Heard {
+    let count = forms.len();
+    let runs = forms
+        .into_iter()
+        .map(async |form| (form.name, Finished::of(form.run).await.unwrap()));
+    for (name, done) in futures_util::future::join_all(runs).await {
+        assert_ne!(done.code, 0, "{name} worked with an impostor: {done:?}");
+    }
+    let heard = impostor.heard();
+    assert!(heard.connections >= count, "some never came: {heard:?}");
+    heard
+}
+
+/// Passwords of all leases that there are: those of the forms that hand them out.
+fn passwords(project: &Path) -> Vec<String> {
+    let files = [
+        "lease.sh",
+        "printed/profiles.yml",
+        "written/profiles.yml",
+        "plain/profiles.yml",
+    ];
+    let text: String = files
+        .iter()
+        .map(|file| fs::read_to_string(project.join(file)).unwrap())
+        .collect();
+    let word = |text: &&str| text.len() == 32 && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    let found: Vec<String> = text
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(word)
+        .map(str::to_owned)
+        .collect();
+    assert!(found.len() >= files.len(), "{text}");
+    found
+}
+
+/// S18
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_cannot_prove_itself_is_told_no_password_by_any_form_of_a_lease() {
+    let impostor = Impostor::start().unwrap();
+    let stack = misled(&impostor).await;
+    let ada = stack.log_in("ada").await.unwrap();
+    for (tls, wants, with_dbt) in [
+        (Tls::Refused, Wants::Cleartext, WithDbt::All),
+        (Tls::Unvouched, Wants::Cleartext, WithDbt::One),
+        (Tls::Refused, Wants::Md5, WithDbt::None),
+        (Tls::Refused, Wants::UnprovenScram, WithDbt::None),
+    ] {
+        let project = Stack::project().unwrap();
+        let forms = forms(&stack, &ada, &project, with_dbt).await;
+        impostor.play(tls, wants);
+        let heard = run_all(forms, &impostor).await;
+        assert!(
+            heard.answers.is_empty() && heard.believers == 0,
+            "{tls:?}, {wants:?}: {heard:?}"
+        );
+        for password in passwords(project.path()) {
+            assert!(!heard.holds(&password), "{tls:?}, {wants:?}");
+        }
+        Caller::person(&stack, "ada")
+            .post("/v1/revocations", &json!({ "mine": true }))
+            .await
+            .expect(200);
+    }
+}
+
+/// S18: what remains where the operator gives verified TLS up. With `exec`, dbt's libpq (16 and later) knows that the
+/// server must prove itself; a profile on its own and psql 15 do not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_an_insecure_target_exec_still_tells_dbt_no_password_to_give_away() {
+    let impostor = Impostor::start().unwrap();
+    let stack = Stack::prepare(&options(PgVersion::Pg18), |_| {}).await.unwrap();
+    let public = format!(
+        "insecure_transport: true\n    public: {{ host: 127.0.0.1, port: {} }}",
+        impostor.port()
+    );
+    configure(&stack, "insecure_transport: true", &public);
+    let mut stack = stack.bootstrapped(|_| {}).await.unwrap();
+    stack.broker.start().await.unwrap();
+    let ada = stack.log_in("ada").await.unwrap();
+    let project = Stack::project().unwrap();
+    let show = "import os; print(os.environ['DBT_ENV_SECRET_KDBT_PASSWORD'])";
+    for wants in [Wants::Cleartext, Wants::Md5, Wants::UnprovenScram] {
+        impostor.play(Tls::Refused, wants);
+        let script = format!("python -c \"{show}\"; dbt debug");
+        let run = ["exec", "-t", "team", "--", "sh", "-c", &script];
+        let done = ada.run_in(&project, &run).await.unwrap();
+        let password = done.stdout.lines().next().unwrap();
+        let heard = impostor.heard();
+        assert!(
+            password.len() == 32 && done.code != 0 && heard.connections > 0,
+            "{wants:?}: {done:?}"
+        );
+        assert!(!heard.holds(password) && heard.believers == 0, "{wants:?}: {heard:?}");
+        assert_eq!(
+            heard.answers.is_empty(),
+            wants != Wants::UnprovenScram,
+            "{wants:?}: {heard:?}"
+        );
+    }
+}
