@@ -131,6 +131,21 @@ impl Broker {
         }
     }
 
+    /// The same, for looking at it: a job of a service account sees what it has the proof of, and what nobody has.
+    async fn readable_lease(
+        &self,
+        who: &Identity,
+        id: LeaseId,
+        proof: Option<&OwnerProof>,
+    ) -> Result<Lease, UseCaseError> {
+        let lease = self.own_lease(who, id).await?;
+        if may_read(who, &lease, proof) {
+            Ok(lease)
+        } else {
+            Err(not_found())
+        }
+    }
+
     /// The same, for acts that change it. A lease that was ordered with an owner proof needs that proof, whoever asks;
     /// one without needs a session. So two jobs of one service account cannot touch each other's (I8).
     pub(crate) async fn held_lease(
@@ -202,6 +217,14 @@ fn is_held(admin: &Admin, claims: &Claims) -> bool {
     roles.is_some_and(|roles| roles.iter().any(|role| role.as_str() == Some(wanted)))
 }
 
+/// Two jobs of one service account do not see each other's leases (I8); a person sees all of their own.
+fn may_read(who: &Identity, lease: &Lease, proof: Option<&OwnerProof>) -> bool {
+    match lease.issue().and_then(|issue| issue.owner_proof) {
+        Some(stored) if who.session.is_none() => proof.is_some_and(|proof| proof.hash() == stored),
+        Some(_) | None => true,
+    }
+}
+
 fn is_holder(who: &Identity, lease: &Lease) -> bool {
     lease
         .issue()
@@ -252,16 +275,21 @@ impl Service for Broker {
         crate::revoke::revoke_many(self, who, request).await
     }
 
-    async fn lease(&self, who: &Identity, id: LeaseId) -> Result<LeaseView, UseCaseError> {
+    async fn lease(&self, who: &Identity, id: LeaseId, proof: Option<OwnerProof>) -> Result<LeaseView, UseCaseError> {
         let lease = if self.is_admin(who) {
             self.store.lease(id).await?
         } else {
-            self.own_lease(who, id).await?
+            self.readable_lease(who, id, proof.as_ref()).await?
         };
         Ok(view::lease(&lease))
     }
 
-    async fn leases(&self, who: &Identity, query: LeaseQuery) -> Result<LeaseList, UseCaseError> {
+    async fn leases(
+        &self,
+        who: &Identity,
+        query: LeaseQuery,
+        proof: Option<OwnerProof>,
+    ) -> Result<LeaseList, UseCaseError> {
         let admin = self.is_admin(who);
         if query.subject.is_some() && !admin {
             return Err(ProblemCode::AdminRequired.into());
@@ -292,7 +320,12 @@ impl Service for Broker {
             );
         }
         Ok(LeaseList {
-            leases: page.leases.iter().map(view::lease).collect(),
+            leases: page
+                .leases
+                .iter()
+                .filter(|lease| admin || may_read(who, lease, proof.as_ref()))
+                .map(view::lease)
+                .collect(),
             next: page.next,
         })
     }

@@ -52,10 +52,16 @@ pub trait Service: Send + Sync {
     async fn revoke_many(&self, who: &Identity, request: RevocationRequest) -> Result<RevocationView, UseCaseError>;
 
     /// One lease of the caller's, or (admins) any.
-    async fn lease(&self, who: &Identity, id: LeaseId) -> Result<LeaseView, UseCaseError>;
+    async fn lease(&self, who: &Identity, id: LeaseId, proof: Option<OwnerProof>) -> Result<LeaseView, UseCaseError>;
 
-    /// A page of the caller's leases, or (admins) of all.
-    async fn leases(&self, who: &Identity, query: LeaseQuery) -> Result<LeaseList, UseCaseError>;
+    /// A page of the caller's leases, or (admins) of all. Of those that were ordered with an owner proof, a caller
+    /// without a session sees the ones whose proof it shows; so a page may hold fewer than there are.
+    async fn leases(
+        &self,
+        who: &Identity,
+        query: LeaseQuery,
+        proof: Option<OwnerProof>,
+    ) -> Result<LeaseList, UseCaseError>;
 
     /// What the caller may ask for.
     async fn targets(&self, who: &Identity) -> Result<TargetList, UseCaseError>;

@@ -125,16 +125,21 @@ impl TryFrom<ListQuery> for LeaseQuery {
 
 /// List leases: one's own; admins see all.
 #[utoipa::path(
-    get, path = "/v1/leases", tag = "leases", security(("token" = [])), params(ListQuery),
+    get, path = "/v1/leases", tag = "leases", security(("token" = [])),
+    params(
+        ListQuery,
+        ("Kdbt-Owner-Proof" = Option<String>, Header, description = "Callers without a session see only leases whose proof this is."),
+    ),
     responses((status = 200, description = "A page, newest first", body = LeaseList))
 )]
 pub(super) async fn list(
     Authenticated(who): Authenticated,
     State(http): State<Http>,
+    Proof(proof): Proof,
     StrictQuery(query): StrictQuery<ListQuery>,
 ) -> Result<Json<LeaseList>, ApiError> {
     let (service, query) = (http.service.clone(), LeaseQuery::try_from(query)?);
-    http.run(async move { service.leases(&who, query).await })
+    http.run(async move { service.leases(&who, query, proof).await })
         .await
         .map(Json)
 }
@@ -142,16 +147,22 @@ pub(super) async fn list(
 /// Look at one lease.
 #[utoipa::path(
     get, path = "/v1/leases/{id}", tag = "leases", security(("token" = [])),
-    params(("id" = LeaseId, Path, description = "The lease")),
+    params(
+        ("id" = LeaseId, Path, description = "The lease"),
+        ("Kdbt-Owner-Proof" = Option<String>, Header, description = "Callers without a session see only leases whose proof this is."),
+    ),
     responses((status = 200, description = "The lease", body = LeaseView))
 )]
 pub(super) async fn show(
     Authenticated(who): Authenticated,
     State(http): State<Http>,
     LeaseInPath(id): LeaseInPath,
+    Proof(proof): Proof,
 ) -> Result<Json<LeaseView>, ApiError> {
     let service = http.service.clone();
-    http.run(async move { service.lease(&who, id).await }).await.map(Json)
+    http.run(async move { service.lease(&who, id, proof).await })
+        .await
+        .map(Json)
 }
 
 /// Renew: keep user and secret, move the end.

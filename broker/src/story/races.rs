@@ -352,7 +352,7 @@ async fn a_lease_is_there_for_nobody_but_the_same_subject_of_the_same_issuer() {
         (in_capitals, false),
         (without_session, true),
     ] {
-        assert_eq!(broker.lease(&who, id).await.is_ok(), reads, "{who:?}");
+        assert_eq!(broker.lease(&who, id, None).await.is_ok(), reads, "{who:?}");
         for error in [
             broker.renew(&who, id, None, None).await.map(drop).unwrap_err(),
             broker.cancel(&who, id, None).await.map(drop).unwrap_err(),

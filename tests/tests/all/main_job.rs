@@ -12,6 +12,8 @@ mod crashes;
 mod elsewhere;
 #[path = "main_job/ending.rs"]
 mod ending;
+#[path = "main_job/jobs.rs"]
+mod jobs;
 #[path = "main_job/network.rs"]
 mod network;
 #[path = "main_job/operating.rs"]

@@ -208,7 +208,7 @@ impl Service for FakeService {
         })
     }
 
-    async fn lease(&self, who: &Identity, id: LeaseId) -> Result<LeaseView, UseCaseError> {
+    async fn lease(&self, who: &Identity, id: LeaseId, _: Option<OwnerProof>) -> Result<LeaseView, UseCaseError> {
         self.note(format!("lease {} {id}", who.subject));
         let found = id.to_string() == LEASE;
         found
@@ -216,7 +216,12 @@ impl Service for FakeService {
             .ok_or_else(|| ProblemCode::NotFound.into())
     }
 
-    async fn leases(&self, who: &Identity, query: LeaseQuery) -> Result<LeaseList, UseCaseError> {
+    async fn leases(
+        &self,
+        who: &Identity,
+        query: LeaseQuery,
+        _: Option<OwnerProof>,
+    ) -> Result<LeaseList, UseCaseError> {
         let LeaseQuery {
             state, subject, limit, ..
         } = query;
