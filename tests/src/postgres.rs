@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rand::RngExt;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -345,6 +345,31 @@ impl PgServer {
             process.wait()?;
         }
         process.stop()
+    }
+
+    /// A running copy of this server, which must be stopped: what a restored backup is. Same roles, passwords and system
+    /// identifier, another port.
+    pub fn copy(&self) -> Result<Self> {
+        ensure!(self.process.is_none(), "only files of a stopped server can be copied");
+        let folder = tempfile::Builder::new().prefix("kdbt-pgcopy-").tempdir()?;
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(self.folder.join("."))
+            .arg(folder.path()))?;
+        let conf = folder.path().join("data/postgresql.conf");
+        let text = fs::read_to_string(&conf)?;
+        let (from, to) = (self.folder.display().to_string(), folder.path().display().to_string());
+        fs::write(&conf, text.replace(&from, &to))?;
+        let address = Postgres {
+            port: free_port()?,
+            folder: folder.path().to_owned(),
+            ..self.address.clone()
+        };
+        let mut copy = Self { address, process: None };
+        copy.restart()?;
+        // From here on the watchdog removes it.
+        let _ = folder.keep();
+        Ok(copy)
     }
 
     /// Starts a stopped server, or one that still runs, again: same port, same data.

@@ -12,6 +12,8 @@ mod crashes;
 mod elsewhere;
 #[path = "main_job/ending.rs"]
 mod ending;
+#[path = "main_job/installations.rs"]
+mod installations;
 #[path = "main_job/jobs.rs"]
 mod jobs;
 #[path = "main_job/network.rs"]
