@@ -1,6 +1,7 @@
 //! The port to a warehouse: one value per server. Its doc comments are its contract; the contract suite in
 //! `tests/` holds every implementation to them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use kdbt_api::name::{DatabaseName, DbUsername, RoleName, WarehouseName};
 use crate::grant::{Access, Profile, Session, SnowflakeRoles};
 use crate::lease::{EngineId, SubjectHash, UserRef};
 use crate::mark::Mark;
+use crate::residue::{DefaultPrivilege, Residue};
 
 pub mod postgres;
 pub mod snowflake;
@@ -228,4 +230,16 @@ pub trait Warehouse: Send + Sync {
 
     /// Looks at everything that the policy's needs depend on. Changes nothing.
     async fn check(&self, needs: &Needs) -> Vec<Finding>;
+
+    /// What the roles that leases act as or inherit from own or gave in one of the databases, besides data. Changes
+    /// nothing. An engine without such a scan knows of nothing: on Snowflake, look yourself.
+    async fn residue(&self, _database: &DatabaseName, _needs: &Needs) -> Result<BTreeSet<Residue>, WarehouseError> {
+        Ok(BTreeSet::new())
+    }
+
+    /// Gives default privileges again that somebody dropped (S7), all or none. Only those of roles whose rights the
+    /// driver has.
+    async fn restore(&self, _database: &DatabaseName, _lost: &[DefaultPrivilege]) -> Result<(), WarehouseError> {
+        Ok(())
+    }
 }

@@ -18,6 +18,8 @@ mod keycloak_doctor;
 mod main_job;
 #[path = "all/oracle.rs"]
 mod oracle;
+#[path = "all/residue.rs"]
+mod residue;
 #[path = "all/row_policies.rs"]
 mod row_policies;
 #[path = "all/simulator.rs"]

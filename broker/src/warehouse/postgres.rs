@@ -4,13 +4,14 @@
 //! that a storm on one never stops the other. Nothing that a lease holder can create, set or hold changes what our
 //! statements mean: see `connect`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use kdbt_api::Timestamp;
-use kdbt_api::name::{InstallationName, ServerName};
+use kdbt_api::name::{DatabaseName, InstallationName, ServerName};
 use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use self::pool::Pool;
 use self::writer::{Job, Writer};
 use crate::grant::Access;
 use crate::lease::{EngineId, UserRef};
+use crate::residue::{DefaultPrivilege, Residue};
 use crate::warehouse::{
     CreateError, Credential, EndOutcome, Finding, MarkedUser, Needs, NewUser, Sweep, Warehouse, WarehouseError,
 };
@@ -32,6 +34,7 @@ mod doctor;
 mod ending;
 mod plan;
 mod pool;
+mod residue;
 mod sql;
 mod sweep;
 mod writer;
@@ -219,5 +222,13 @@ impl Warehouse for PostgresWarehouse {
 
     async fn check(&self, needs: &Needs) -> Vec<Finding> {
         doctor::check(&self.connector, &self.config, needs).await
+    }
+
+    async fn residue(&self, database: &DatabaseName, needs: &Needs) -> Result<BTreeSet<Residue>, WarehouseError> {
+        Ok(residue::look(&self.connector, database, needs).await?)
+    }
+
+    async fn restore(&self, database: &DatabaseName, lost: &[DefaultPrivilege]) -> Result<(), WarehouseError> {
+        Ok(residue::restore(&self.connector, database, lost).await?)
     }
 }

@@ -26,10 +26,10 @@ const BROKER: &[(&str, &str)] = &[
     // The ports.
     ("clock", ""),
     ("store", "audit grant lease warehouse"),
-    ("warehouse", "grant lease mark"),
+    ("warehouse", "grant lease mark residue"),
     // The adapters: their port and pure modules, never another adapter.
     ("store::sqlite", "audit clock lease store warehouse"),
-    ("warehouse::postgres", "grant lease mark warehouse"),
+    ("warehouse::postgres", "grant lease mark residue warehouse"),
     ("warehouse::snowflake", "clock grant lease mark warehouse"),
     ("identity", "clock"),
     // The use cases and what they share.

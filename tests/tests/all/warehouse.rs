@@ -469,6 +469,11 @@ async fn planted_operators_never_run_as_the_broker(world: &World) {
                 ("pg_terminate_backend", "int"),
                 ("starts_with", "text, text"),
                 ("pg_describe_object", "oid, oid, int"),
+                ("has_database_privilege", "oid, oid, text"),
+                ("aclexplode", "aclitem[]"),
+                ("quote_ident", "name"),
+                ("sha256", "bytea"),
+                ("format", "text, name, regclass"),
             ] {
                 write!(
                     sql,
@@ -495,6 +500,9 @@ async fn planted_operators_never_run_as_the_broker(world: &World) {
         .unwrap();
     world.warehouse.marked_users().await.unwrap();
     world.warehouse.check(&world.needs).await;
+    for database in &world.needs.databases {
+        world.warehouse.residue(&database.database, &world.needs).await.unwrap();
+    }
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
     assert_eq!(
         world

@@ -4,6 +4,8 @@
 
 use kdbt_api::Timestamp;
 
+use crate::residue::DefaultPrivilege;
+
 /// Where memberships carry their own INHERIT and SET options, and where they do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Era {
@@ -154,6 +156,7 @@ pub(super) enum Step {
     DropRoutine {
         signature: String,
     },
+    DefaultPrivilege(DefaultPrivilege),
     ReassignOwned {
         from: String,
         to: String,
@@ -247,6 +250,17 @@ fn render(step: &Step, era: Era) -> String {
         }
         Step::SchemaOwner { schema, owner } => format!("ALTER SCHEMA {} OWNER TO {}", ident(schema), ident(owner)),
         Step::DropRoutine { signature } => format!("DROP ROUTINE {signature}"),
+        Step::DefaultPrivilege(given) => {
+            let place = given.schema.as_ref();
+            format!(
+                "ALTER DEFAULT PRIVILEGES FOR ROLE {}{} GRANT {} ON {} TO {}",
+                ident(given.owner.as_str()),
+                place.map_or_else(String::new, |schema| format!(" IN SCHEMA {}", ident(schema.as_str()))),
+                given.privilege,
+                given.objects,
+                ident(given.grantee.as_str())
+            )
+        }
         Step::ReassignOwned { from, to } => format!("REASSIGN OWNED BY {} TO {}", ident(from), ident(to)),
         Step::DropOwned { by } => format!("DROP OWNED BY {}", ident(by)),
         Step::DropRole { role } => format!("DROP ROLE {}", ident(role)),
