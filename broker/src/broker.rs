@@ -297,10 +297,10 @@ impl Service for Broker {
         let filter = LeaseFilter {
             holder: (!admin).then(|| (who.issuer.to_string(), who.subject.to_string())),
             subject: query.subject,
-            server: None,
             target: query.target,
             rule: query.rule,
             states: query.state.into_iter().collect(),
+            ..LeaseFilter::default()
         };
         let page = self
             .store

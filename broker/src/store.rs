@@ -3,17 +3,19 @@
 
 pub mod sqlite;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use kdbt_api::Timestamp;
 use kdbt_api::credential::ProofHash;
 use kdbt_api::lease::{LeaseId, LeaseStatus};
-use kdbt_api::name::{DbUsername, RuleId, ServerName, TargetName};
+use kdbt_api::name::{DatabaseName, DbUsername, RuleId, ServerName, TargetName};
 
 use crate::audit::{Actor, AuditEvent};
 use crate::grant::Grant;
 use crate::lease::{EngineId, Holder, Lease, LeaseEvent};
+use crate::residue::Difference;
 use crate::warehouse::MarkedUser;
 
 /// A lease to be written down, before the warehouse is touched.
@@ -180,6 +182,8 @@ pub struct LeaseFilter {
     pub rule: Option<RuleId>,
     /// In one of these states; empty for all.
     pub states: Vec<LeaseStatus>,
+    /// Not ended before this.
+    pub live_since: Option<Timestamp>,
 }
 
 /// A page: newest first, at most `limit` (1 to 500), behind `after`.
@@ -225,6 +229,19 @@ impl From<&UnreadableLease> for StoreError {
             what: unreadable.what.clone(),
         }
     }
+}
+
+/// What a scan of one database found to differ from what is approved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// The server.
+    pub server: ServerName,
+    /// The database.
+    pub database: DatabaseName,
+    /// When it began, in the server's time.
+    pub at: Timestamp,
+    /// All differences, old and new.
+    pub differences: BTreeSet<Difference>,
 }
 
 /// How the store is.
@@ -305,6 +322,12 @@ pub trait LeaseStore: Send + Sync {
 
     /// An event that belongs to no lease.
     async fn audit(&self, event: AuditEvent) -> Result<(), StoreError>;
+
+    /// The scan of this database that was noted last.
+    async fn last_scan(&self, server: &ServerName, database: &DatabaseName) -> Result<Option<Scan>, StoreError>;
+
+    /// Notes a scan in place of the last one, and what it found that is new: one commit.
+    async fn note_scan(&self, scan: Scan, audit: Vec<AuditEvent>) -> Result<(), StoreError>;
 
     /// Whether it can write, and some numbers.
     async fn health(&self) -> Result<StoreHealth, StoreError>;

@@ -8,6 +8,7 @@ mod change;
 mod inspect;
 mod query;
 mod rows;
+mod scans;
 mod schema;
 mod writer;
 
@@ -17,14 +18,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kdbt_api::Timestamp;
 use kdbt_api::lease::LeaseId;
-use kdbt_api::name::{InstallationName, ServerName};
+use kdbt_api::name::{DatabaseName, InstallationName, ServerName};
 
 pub use self::inspect::{AuditFilter, InspectError, audit_rows, verify_store};
 pub use self::schema::OpenError;
 use self::writer::{Session, Writer};
 use super::{
-    Adopted, BookError, Booked, Booking, Change, Claimed, Due, LeaseFilter, LeasePage, LeaseStore, Page, StoreError,
-    StoreHealth,
+    Adopted, BookError, Booked, Booking, Change, Claimed, Due, LeaseFilter, LeasePage, LeaseStore, Page, Scan,
+    StoreError, StoreHealth,
 };
 use crate::audit::AuditEvent;
 use crate::audit::chain::{AuditKey, Chain, Head};
@@ -193,6 +194,19 @@ impl LeaseStore for SqliteStore {
 
     async fn audit(&self, event: AuditEvent) -> Result<(), StoreError> {
         self.writer.run(move |session| session.audit(&event)).await
+    }
+
+    async fn last_scan(&self, server: &ServerName, database: &DatabaseName) -> Result<Option<Scan>, StoreError> {
+        let (server, database) = (server.clone(), database.clone());
+        self.writer
+            .run(move |session| scans::last(session, &server, &database))
+            .await
+    }
+
+    async fn note_scan(&self, scan: Scan, audit: Vec<AuditEvent>) -> Result<(), StoreError> {
+        self.writer
+            .run(move |session| scans::note(session, &scan, &audit))
+            .await
     }
 
     async fn health(&self) -> Result<StoreHealth, StoreError> {

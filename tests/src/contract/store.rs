@@ -49,6 +49,7 @@ macro_rules! store_contract {
             an_adopted_lease_brings_its_slug_home
             pages_are_newest_first_and_complete
             a_row_that_cannot_be_read_is_named_and_hides_no_other
+            the_last_scan_of_a_database_is_the_one_noted_last
             health_counts_live_leases_and_names_the_head
             a_reopened_store_knows_all_it_knew
             bookers_at_once_share_no_name_and_pass_no_limit

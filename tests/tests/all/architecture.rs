@@ -25,7 +25,7 @@ const BROKER: &[(&str, &str)] = &[
     ("config", "diagnostics identity policy yaml"),
     // The ports.
     ("clock", ""),
-    ("store", "audit grant lease warehouse"),
+    ("store", "audit grant lease residue warehouse"),
     ("warehouse", "grant lease mark residue"),
     // The adapters: their port and pure modules, never another adapter.
     ("store::sqlite", "audit clock lease store warehouse"),

@@ -79,6 +79,10 @@ fn conditions(filter: &LeaseFilter, page: Page) -> (String, Vec<Value>) {
     if let Some(after) = page.after {
         add("id < ?", after.to_string());
     }
+    if let Some(since) = filter.live_since {
+        conditions.push("(ended_at IS NULL OR ended_at >= ?)".to_owned());
+        params.push(Value::Integer(since.as_unix_millis()));
+    }
     if !filter.states.is_empty() {
         let words: Vec<String> = filter.states.iter().map(|s| format!("'{}'", status_word(*s))).collect();
         conditions.push(format!("state IN ({})", words.join(", ")));

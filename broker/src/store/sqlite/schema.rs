@@ -15,7 +15,7 @@ const APPLICATION_ID: i64 = 0x6b64_6274;
 const BUSY: Duration = Duration::from_secs(2);
 
 /// One batch of statements per version of the schema.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// Why a store cannot be opened. For operators.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,10 @@ use kdbt_broker::audit::{Actor, AuditEvent};
 use kdbt_broker::grant::SchemaTemplate;
 use kdbt_broker::lease::{EndReason, EngineId, LeaseEvent, LeaseState};
 use kdbt_broker::mark::Mark;
-use kdbt_broker::store::{Adopted, BookError, Booked, Claimed, Due, LeaseFilter, LeaseStore, Limits, Page, StoreError};
+use kdbt_broker::residue::{Difference, Kind, Residue};
+use kdbt_broker::store::{
+    Adopted, BookError, Booked, Claimed, Due, LeaseFilter, LeaseStore, Limits, Page, Scan, StoreError,
+};
 use kdbt_broker::warehouse::MarkedUser;
 use uuid::Uuid;
 
@@ -447,6 +450,20 @@ pub async fn pages_are_newest_first_and_complete(under: &dyn StoreUnderTest) {
     for (filter, expected) in [
         (
             LeaseFilter {
+                live_since: Some(at(9)),
+                ..all()
+            },
+            7,
+        ),
+        (
+            LeaseFilter {
+                live_since: Some(at(10)),
+                ..all()
+            },
+            6,
+        ),
+        (
+            LeaseFilter {
                 holder: Some((ada.issuer, ada.subject.clone())),
                 ..all()
             },
@@ -561,6 +578,45 @@ pub async fn a_row_that_cannot_be_read_is_named_and_hides_no_other(under: &dyn S
     // Its name is not given away, and everybody else's leases go on.
     assert_ne!(book(&*store, booking("grace", 5)).await.username, leases[1].username);
     end(&*store, &leases[0], EndReason::Revoked, 6).await;
+}
+
+pub async fn the_last_scan_of_a_database_is_the_one_noted_last(under: &dyn StoreUnderTest) {
+    let store = under.open().await;
+    let scan = |database: &str, seconds, name: &str| Scan {
+        server: server(),
+        database: database.parse().unwrap(),
+        at: at(seconds),
+        differences: BTreeSet::from([Difference::Lost(Residue {
+            kind: Kind::RowPolicy,
+            name: name.into(),
+            owner: "dbt_finance".into(),
+            fingerprint: "ab".into(),
+        })]),
+    };
+    let (first, second, other) = (scan("a", 1, "p"), scan("a", 2, "q \"\u{202e}"), scan("b", 1, "p"));
+    assert_eq!(store.last_scan(&server(), &first.database).await.unwrap(), None);
+    store.note_scan(first, Vec::new()).await.unwrap();
+    store.note_scan(other.clone(), Vec::new()).await.unwrap();
+    let found = AuditEvent {
+        at: at(2),
+        action: "residue-found".into(),
+        actor: Actor::Broker,
+        lease: None,
+        username: None,
+        server: Some(server()),
+        target: None,
+        details: serde_json::Map::new(),
+    };
+    store.note_scan(second.clone(), vec![found]).await.unwrap();
+    drop(store);
+    let store = under.open().await;
+    for noted in [second, other] {
+        let last = store.last_scan(&server(), &noted.database).await.unwrap();
+        assert_eq!(last, Some(noted));
+    }
+    let elsewhere = "elsewhere".parse().unwrap();
+    assert_eq!(store.last_scan(&elsewhere, &"a".parse().unwrap()).await.unwrap(), None);
+    assert_eq!(actions(under).await, ["residue-found"]);
 }
 
 pub async fn health_counts_live_leases_and_names_the_head(under: &dyn StoreUnderTest) {

@@ -173,6 +173,21 @@ async fn while_another_process_holds_the_file_nothing_is_written_and_then_it_goe
     );
 }
 
+#[tokio::test]
+async fn a_store_of_the_first_schema_becomes_one_of_the_newest() {
+    let file = SqliteFile::new();
+    let db = Connection::open(file.path()).unwrap();
+    let first = include_str!("../../../../broker/src/store/sqlite/schema/1.sql");
+    db.execute_batch(first).unwrap();
+    db.pragma_update(None, "application_id", 0x6b64_6274).unwrap();
+    db.pragma_update(None, "user_version", 1).unwrap();
+    drop(db);
+    let store = open(&file.path()).unwrap();
+    let database = "analytics".parse().unwrap();
+    assert_eq!(store.last_scan(&server(), &database).await.unwrap(), None);
+    book(&store, booking("ada", 0)).await;
+}
+
 #[test]
 fn a_file_that_is_not_this_installations_store_is_refused_with_the_reason() {
     let file = SqliteFile::new();
@@ -194,7 +209,7 @@ fn a_file_that_is_not_this_installations_store_is_refused_with_the_reason() {
         error,
         OpenError::Newer {
             found: 99,
-            known: 1,
+            known: 2,
             ..
         }
     ));
