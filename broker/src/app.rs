@@ -25,6 +25,7 @@ use crate::identity::Authenticator;
 use crate::metrics::Metrics;
 use crate::policy::{IssuerFacts, PolicySet};
 use crate::reaper::Reaper;
+use crate::scan::Scanner;
 use crate::server::{PublicAddress, Server};
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{LeaseStore, Limits};
@@ -182,6 +183,14 @@ impl Running {
                 metrics: metrics.clone(),
             };
             reapers.run("reaper", &failed, reaper.run(reapers.stop.clone()));
+            let scanner = Scanner {
+                broker: broker.clone(),
+                server: server.clone(),
+                metrics: metrics.clone(),
+                every: config.scan.every,
+                approved: config.scan.approved.clone(),
+            };
+            reapers.run("scanner", &failed, scanner.run(reapers.stop.clone()));
         }
         reapers.run(
             "metrics",

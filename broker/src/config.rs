@@ -53,6 +53,8 @@ pub struct Config {
     pub servers: BTreeMap<ServerName, Server>,
     /// The folder of the policies.
     pub policies: PathBuf,
+    /// How servers are scanned for what leases leave behind.
+    pub scan: Scan,
     /// How much anybody may take.
     pub limits: Limits,
     /// Whether the broker makes a secret for callers that bring no verifier.
@@ -213,6 +215,24 @@ pub struct Public {
     pub port: u16,
     /// The certificate authority, PEM.
     pub ca_pem: Option<String>,
+}
+
+/// How servers are scanned for what leases leave behind besides data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// How often; a look takes a moment in each database.
+    pub every: Duration,
+    /// The file of what is approved; nothing is without one. Read at every scan.
+    pub approved: Option<PathBuf>,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            every: Duration::from_hours(1),
+            approved: None,
+        }
+    }
 }
 
 /// How much anybody may take.

@@ -23,6 +23,7 @@ pub mod reaper;
 pub mod renew;
 pub mod residue;
 pub mod revoke;
+pub mod scan;
 pub mod server;
 pub mod service;
 pub mod store;

@@ -37,6 +37,10 @@ pub struct Metrics {
     issuing_stopped: Family<Labels<1>, Gauge>,
     unreadable_leases: Family<Labels<1>, Gauge>,
     audit_head: Family<Labels<1>, Gauge>,
+    residue: Family<Labels<1>, Gauge>,
+    scan_age: Family<Labels<1>, Seconds>,
+    /// When each server was last scanned for residue in full.
+    scanned: Mutex<BTreeMap<ServerName, Instant>>,
     /// When each server was last swept in full; ages are worked out when somebody asks.
     swept: Mutex<BTreeMap<ServerName, Instant>>,
 }
@@ -58,6 +62,9 @@ impl Metrics {
             issuing_stopped: Family::default(),
             unreadable_leases: Family::default(),
             audit_head: Family::default(),
+            residue: Family::default(),
+            scan_age: Family::default(),
+            scanned: Mutex::default(),
             swept: Mutex::default(),
         };
         metrics.register(version);
@@ -96,6 +103,10 @@ impl Metrics {
         to.register("store_unreadable_leases", help, self.unreadable_leases.clone());
         let help = "The number of the last audit row; keep it elsewhere to find a cut tail";
         to.register("audit_head", help, self.audit_head.clone());
+        let help = "What leases left behind besides data and nobody has approved, and protections that are lost";
+        to.register("residue_findings", help, self.residue.clone());
+        let help = "Time since the last complete scan of the server for residue";
+        to.register("scan_age_seconds", help, self.scan_age.clone());
     }
 
     /// A request was answered. `route` is the template, never the path.
@@ -147,7 +158,14 @@ impl Metrics {
     }
 
     fn sweep_ended(&self, server: &ServerName, at: Instant) {
-        self.last_sweeps().insert(server.clone(), at);
+        locked(&self.swept).insert(server.clone(), at);
+    }
+
+    /// The server was scanned for residue in full just now, with so many findings.
+    pub fn scanned(&self, server: &ServerName, findings: usize) {
+        locked(&self.scanned).insert(server.clone(), Instant::now());
+        let findings = i64::try_from(findings).unwrap_or(i64::MAX);
+        self.residue.get_or_create(&of(server)).set(findings);
     }
 
     /// Issuing on the server is stopped, or goes on again.
@@ -174,19 +192,21 @@ impl Metrics {
     }
 
     fn render_at(&self, now: Instant) -> String {
-        for (server, at) in self.last_sweeps().iter() {
-            let age = now.saturating_duration_since(*at);
-            self.sweep_age.get_or_create(&of(server)).set(age.as_secs_f64());
+        for (last, ages) in [(&self.swept, &self.sweep_age), (&self.scanned, &self.scan_age)] {
+            for (server, at) in locked(last).iter() {
+                let age = now.saturating_duration_since(*at);
+                ages.get_or_create(&of(server)).set(age.as_secs_f64());
+            }
         }
         let mut text = String::new();
         // Writing into a `String` fails only if an encoder of the library does; half a page beats none.
         let _ = encode(&mut text, &self.registry);
         text
     }
+}
 
-    fn last_sweeps(&self) -> MutexGuard<'_, BTreeMap<ServerName, Instant>> {
-        self.swept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked(times: &Mutex<BTreeMap<ServerName, Instant>>) -> MutexGuard<'_, BTreeMap<ServerName, Instant>> {
+    times.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Metrics {
@@ -251,6 +271,7 @@ mod tests {
         metrics.unreadable_leases(&server("dwh"), 2);
         metrics.audit_head(41, "ab");
         metrics.audit_head(42, "cd");
+        metrics.scanned(&server("dwh"), 3);
         let text = metrics.render();
         for line in [
             r#"kdbt_build_info{version="0.1.0"} 1"#,
@@ -264,6 +285,7 @@ mod tests {
             r#"kdbt_issuing_stopped{server="dwh"} 1"#,
             r#"kdbt_store_unreadable_leases{server="dwh"} 2"#,
             r#"kdbt_audit_head{hash="cd"} 42"#,
+            r#"kdbt_residue_findings{server="dwh"} 3"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

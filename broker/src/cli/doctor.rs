@@ -7,13 +7,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
-use kdbt_api::name::{ServerName, TargetName};
+use kdbt_api::name::{DatabaseName, ServerName, TargetName};
 
 use super::{ConfigFile, output};
 use crate::app;
 use crate::clock::system_clock;
 use crate::config::{self, Config};
 use crate::policy::PolicySet;
+use crate::residue::{Approved, Difference, Kind, compare};
 use crate::warehouse::postgres::{Era, PostgresWarehouse, bootstrap};
 use crate::warehouse::{Finding, Severity, Warehouse as _};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 /// Looks at the servers and issuers of the config as the policies need them. Exit code 1 if anything is an error.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Doctor {
     /// Only the server of this target, and no issuer.
     target: Option<TargetName>,
@@ -33,6 +35,9 @@ pub(crate) struct Doctor {
     /// On Snowflake: also make a user without any role, and drop it.
     #[arg(long)]
     probe: bool,
+    /// Print what leases may have left behind besides data, as the file that `scan.approved` of the configuration names.
+    #[arg(long, conflicts_with_all = ["bootstrap", "probe"])]
+    residue: bool,
     /// For `--bootstrap`: the PostgreSQL server's major version.
     #[arg(long, value_name = "MAJOR", default_value_t = 18, value_parser = clap::value_parser!(u32).range(15..=99))]
     postgres: u32,
@@ -82,9 +87,21 @@ impl Doctor {
                 return ExitCode::from(2);
             }
         };
+        let approved = match config.scan.approved.as_deref().map(Approved::load).transpose() {
+            Ok(approved) => approved.unwrap_or_default(),
+            // The file is what is asked for: it may not be there yet.
+            Err(_) if self.residue => Approved::default(),
+            Err(mistakes) => {
+                output::error(&mistakes.to_string());
+                return ExitCode::from(2);
+            }
+        };
+        if self.residue {
+            return self.print_residue(&config, &policies, &servers).await;
+        }
         let mut worst = Severity::Ok;
         for (name, server) in servers {
-            for finding in self.examine(&config, &policies, name, server).await {
+            for finding in self.examine(&config, &policies, name, server, &approved).await {
                 worst = worst.max(finding.severity);
                 self.print(name.as_str(), &finding);
             }
@@ -155,13 +172,29 @@ impl Doctor {
         policies: &PolicySet,
         name: &ServerName,
         server: &config::Server,
+        approved: &Approved,
     ) -> Vec<Finding> {
         let needs = policies.needs(name);
         match server {
             config::Server::Postgres(server) => {
                 let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
                 let warehouse = PostgresWarehouse::new(app::postgres(config, name, server), &tasks, stop.clone());
-                let findings = warehouse.check(&needs).await;
+                let mut findings = warehouse.check(&needs).await;
+                for needed in &needs.databases {
+                    let database = &needed.database;
+                    match warehouse.residue(database, &needs).await {
+                        Ok(residue) => {
+                            let differences = compare(&approved.of(name, database), &residue);
+                            findings.extend(differences.iter().map(|difference| to_look_at(database, difference)));
+                        }
+                        Err(error) => findings.push(Finding {
+                            severity: Severity::Error,
+                            code: "residue-unknown",
+                            message: format!("what leases left behind in {database} cannot be seen: {error}"),
+                            remedy: None,
+                        }),
+                    }
+                }
                 stop.cancel();
                 findings
             }
@@ -183,6 +216,37 @@ impl Doctor {
         }
     }
 
+    /// What is there now, for a reviewer to take lines out of.
+    async fn print_residue(
+        &self,
+        config: &Config,
+        policies: &PolicySet,
+        servers: &[(&ServerName, &config::Server)],
+    ) -> ExitCode {
+        let mut all = Approved::default();
+        for (name, server) in servers {
+            // Accounts on Snowflake have no such file.
+            let config::Server::Postgres(server) = server else {
+                continue;
+            };
+            let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+            let warehouse = PostgresWarehouse::new(app::postgres(config, name, server), &tasks, stop.clone());
+            let _stop = stop.drop_guard();
+            let needs = policies.needs(name);
+            for needed in &needs.databases {
+                match warehouse.residue(&needed.database, &needs).await {
+                    Ok(residue) => all.add((*name).clone(), needed.database.clone(), residue),
+                    Err(error) => {
+                        output::error(&format!("server `{name}`, database `{}`: {error}", needed.database));
+                        return ExitCode::FAILURE;
+                    }
+                }
+            }
+        }
+        output::text(&all.to_yaml());
+        ExitCode::SUCCESS
+    }
+
     fn print(&self, place: &str, finding: &Finding) {
         let word = match finding.severity {
             Severity::Ok | Severity::Info if !self.verbose => return,
@@ -195,5 +259,32 @@ impl Doctor {
         for line in finding.remedy.iter().flat_map(|remedy| remedy.lines()) {
             output::line(&format!("           {line}"));
         }
+    }
+}
+
+/// A difference in the words of the doctor.
+fn to_look_at(database: &DatabaseName, difference: &Difference) -> Finding {
+    let (code, message, remedy) = match difference {
+        Difference::Unapproved(residue) => (
+            "residue",
+            format!("nobody has approved this in {database}: {residue}"),
+            "drop it, or approve it: `kdbt-broker doctor --residue` prints the file that `scan.approved` names"
+                .to_owned(),
+        ),
+        Difference::Lost(residue) => (
+            "residue-lost",
+            format!("this is approved and gone from {database}, or another one: {residue}"),
+            if residue.kind == Kind::DefaultPrivilege && residue.name.is_ascii() {
+                format!("{}; -- in {database}", residue.name)
+            } else {
+                "make it again, or take it out of the file that `scan.approved` names".to_owned()
+            },
+        ),
+    };
+    Finding {
+        severity: Severity::Warning,
+        code,
+        message,
+        remedy: Some(remedy),
     }
 }

@@ -12,7 +12,7 @@ use url::Url;
 use super::issuers::issuers;
 use super::secret::secret;
 use super::servers::servers;
-use super::{Admin, Config, Limits, Listen, Protection};
+use super::{Admin, Config, Limits, Listen, Protection, Scan};
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::yaml::{Fields, Node, Spanned, text_of};
 
@@ -38,6 +38,7 @@ pub(super) fn config(root: &Node, path: &Path, found: &mut Diagnostics) -> Optio
     let audit_key = fields.node("audit").and_then(|node| audit_key(node, folder, found));
     let servers = present(&mut fields, "servers", found).and_then(|node| servers(node, folder, found));
     let policies = fields.required::<String>("policies", found);
+    let scan = fields.node("scan").and_then(|node| scan(node, folder, found));
     let limits = fields.node("limits").and_then(|node| limits(node, found));
     let broker_made_secrets = fields.node("secrets").and_then(|node| broker_made(node, found));
     let scram_iterations = fields.node("scram_iterations").and_then(|node| iterations(node, found));
@@ -55,6 +56,7 @@ pub(super) fn config(root: &Node, path: &Path, found: &mut Diagnostics) -> Optio
         audit_key,
         servers: servers?,
         policies: folder.join(policies?),
+        scan: scan.unwrap_or_default(),
         limits: limits.unwrap_or_default(),
         broker_made_secrets: broker_made_secrets.unwrap_or(true),
         scram_iterations: scram_iterations.unwrap_or(Iterations::One),
@@ -229,6 +231,17 @@ fn audit_key(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<secr
     let key = fields.node("key").and_then(|node| secret(node, folder, found));
     fields.finish(found);
     key
+}
+
+fn scan(node: &Node, folder: &Path, found: &mut Diagnostics) -> Option<Scan> {
+    let mut fields = node.fields("`scan`", found)?;
+    let every = fields.optional::<Ttl>("every", found);
+    let approved = fields.optional::<String>("approved", found);
+    fields.finish(found);
+    Some(Scan {
+        every: every.map_or(Scan::default().every, Ttl::as_duration),
+        approved: approved.map(|path| folder.join(path)),
+    })
 }
 
 fn limits(node: &Node, found: &mut Diagnostics) -> Option<Limits> {

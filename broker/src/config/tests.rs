@@ -192,6 +192,20 @@ fn admins_are_read_exactly() {
 }
 
 #[test]
+fn the_scan_runs_hourly_unless_told_otherwise_and_its_file_lies_beside_the_configuration() {
+    assert_eq!(load(GOOD).unwrap().scan, Scan::default());
+    let config = load(&format!("{GOOD}scan: {{ every: 10m, approved: ../residue.yaml }}\n")).unwrap();
+    assert_eq!(config.scan.every, Duration::from_mins(10));
+    let folder = config.path.parent().unwrap();
+    assert_eq!(config.scan.approved, Some(folder.join("../residue.yaml")));
+    let wrong = mistakes(&format!("{GOOD}scan: {{ every: 0s, aproved: x }}\n"));
+    assert!(
+        wrong.contains("at least `1s`") && wrong.contains("unknown key `aproved`"),
+        "{wrong}"
+    );
+}
+
+#[test]
 fn the_example_in_the_documentation_loads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broker.yaml");

@@ -51,6 +51,10 @@ const BROKER: &[(&str, &str)] = &[
     ("revoke", "audit broker end identity lease service store view"),
     ("end", "audit lease server store warehouse"),
     ("sweep", "audit clock end lease server store warehouse"),
+    (
+        "scan",
+        "audit broker diagnostics grant lease metrics residue server store warehouse",
+    ),
     // Who starts them: callers, and time.
     ("http", "identity lease metrics service"),
     ("reaper", "clock end metrics server store sweep"),
@@ -59,13 +63,14 @@ const BROKER: &[(&str, &str)] = &[
     // The only module of the service that names adapters.
     (
         "app",
-        "audit broker clock config http identity metrics policy reaper server store store::sqlite warehouse \
+        "audit broker clock config http identity metrics policy reaper scan server store store::sqlite warehouse \
          warehouse::postgres warehouse::snowflake",
     ),
     // The operator's commands: `audit` reads a store's file, `doctor` looks at servers and issuers, both without a broker.
     (
         "cli",
-        "app audit clock config diagnostics identity policy store::sqlite telemetry warehouse warehouse::postgres yaml",
+        "app audit clock config diagnostics identity policy residue store::sqlite telemetry warehouse warehouse::postgres \
+         yaml",
     ),
 ];
 

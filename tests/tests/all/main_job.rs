@@ -20,6 +20,8 @@ mod jobs;
 mod network;
 #[path = "main_job/operating.rs"]
 mod operating;
+#[path = "main_job/residue.rs"]
+mod residue;
 #[path = "main_job/secrets.rs"]
 mod secrets;
 

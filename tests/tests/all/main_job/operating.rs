@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Caller, Lease, own_stack, within};
 
-async fn tool(stack: &Stack, arguments: &[&str]) -> Finished {
+pub(super) async fn tool(stack: &Stack, arguments: &[&str]) -> Finished {
     Finished::of(stack.broker.command(arguments).unwrap()).await.unwrap()
 }
 
