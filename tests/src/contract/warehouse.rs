@@ -226,6 +226,7 @@ macro_rules! warehouse_contract {
             a_user_stands_in_the_listing_with_its_lease_its_mark_and_its_end
             two_brokers_of_one_installation_see_and_end_the_same_users
             a_taken_name_leaves_the_user_of_others_untouched
+            of_two_orders_for_one_name_one_is_made_and_the_other_is_told_that_it_is_taken
             a_create_whose_answer_is_lost_makes_one_user_or_says_that_it_may_have
             a_user_whose_role_does_not_exist_is_not_left_behind
             a_late_order_is_refused_before_anything_is_sent

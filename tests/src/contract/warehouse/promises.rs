@@ -132,6 +132,25 @@ pub async fn a_taken_name_leaves_the_user_of_others_untouched(ground: &dyn Groun
     assert_eq!(ground.users().await, before);
 }
 
+pub async fn of_two_orders_for_one_name_one_is_made_and_the_other_is_told_that_it_is_taken(ground: &dyn Ground) {
+    let (one, other) = (ground.warehouse(), ground.broker_of(ground.installation()));
+    let orders = [ground.order("dup", 0), ground.order("dup", 0)];
+    let made = tokio::join!(
+        one.create_user(orders[0].user.clone()),
+        other.create_user(orders[1].user.clone())
+    );
+    let (winner, loser) = match made {
+        (Ok(_), Err(CreateError::NameTaken)) => (&orders[0], &orders[1]),
+        (Err(CreateError::NameTaken), Ok(_)) => (&orders[1], &orders[0]),
+        both => panic!("{both:?}"),
+    };
+    assert_eq!(only(&*one).await.mark.unwrap().lease, winner.user.lease);
+    assert!(ground.log_in(winner.name(), &winner.secret).await.is_some());
+    assert!(ground.log_in(loser.name(), &loser.secret).await.is_none());
+    is_nobody(&*other, &loser.at(None)).await;
+    assert_eq!(end(&*one, &winner.at(None)).await, EndOutcome::Dropped);
+}
+
 pub async fn a_create_whose_answer_is_lost_makes_one_user_or_says_that_it_may_have(ground: &dyn Ground) {
     let Some(broker) = ground.hard_of_hearing().await else {
         return;
