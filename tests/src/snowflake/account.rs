@@ -214,6 +214,20 @@ impl Account {
         self.forget(name);
     }
 
+    /// Gives a user another name. All else stays with it.
+    pub(super) fn rename(&mut self, name: &str, to: String) -> Result<(), Refusal> {
+        if self.users.contains_key(&to) {
+            return Err(Refusal::exists("User", &to));
+        }
+        let user = self.users.remove(name).ok_or_else(|| Refusal::missing("User", name))?;
+        let (old, new) = (Grantee::User(name.to_owned()), Grantee::User(to.clone()));
+        let granted: Vec<_> = self.grants.extract_if(.., |(_, holder)| *holder == old).collect();
+        self.grants
+            .extend(granted.into_iter().map(|(role, _)| (role, new.clone())));
+        self.users.insert(to, user);
+        Ok(())
+    }
+
     /// Forgets a user and all grants to it.
     pub(super) fn forget(&mut self, name: &str) {
         let gone = Grantee::User(name.to_owned());

@@ -110,6 +110,10 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         Vendor("sql-reference/sql/create-user"),
     ),
     is(
+        "A user's owner may rename it; its keys, grants and comment stay.",
+        Vendor("sql-reference/sql/alter-user"),
+    ),
+    is(
         "DEFAULT_ROLE and DEFAULT_WAREHOUSE are not checked.",
         Vendor("sql-reference/sql/create-user"),
     ),

@@ -147,6 +147,11 @@ fn alter_user(account: &mut Account, role: &str, words: &mut Reader) -> Result<T
         Err(refusal) if lenient && refusal.code == "002003" => return Ok(done),
         Err(refusal) => return Err(refusal),
     };
+    if words.takes("RENAME TO") {
+        let to = words.name()?;
+        words.end()?;
+        return account.rename(&name, to).map(|()| done);
+    }
     if words.takes("ABORT ALL QUERIES") {
         words.end()?;
     } else if words.takes("SET SESSION POLICY") {

@@ -204,6 +204,15 @@ async fn only_owners_change_users_and_grant_roles() {
             .simulator
             .look(|account| account.may_use("L", "ANALYST") && !account.may_use("L", "BROKER"))
     );
+    assert_eq!(world.code("ALTER USER L RENAME TO SVC").await, "002002");
+    assert_eq!(world.code("ALTER USER ADMIN RENAME TO M").await, "003001");
+    assert_eq!(world.code("ALTER USER L RENAME TO M").await, "090001");
+    assert!(
+        world
+            .simulator
+            .look(|account| account.may_use("M", "ANALYST") && !account.may_use("L", "ANALYST"))
+    );
+    assert_eq!(world.code("ALTER USER M RENAME TO L").await, "090001");
     assert_eq!(world.code("ALTER USER ADMIN SET DISABLED = TRUE").await, "003001");
     assert_eq!(world.code("DROP USER IF EXISTS ADMIN").await, "003001");
     assert_eq!(world.code("DROP USER GONE").await, "002003");
