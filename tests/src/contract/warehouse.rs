@@ -63,6 +63,9 @@ pub trait Ground: Send + Sync {
     /// The DBA writes another mark on a user; an empty one is none.
     async fn write_mark(&self, user: &DbUsername, mark: &str);
 
+    /// The DBA gives a user another name.
+    async fn rename_by_hand(&self, user: &DbUsername, to: &DbUsername);
+
     /// The DBA drops a user.
     async fn drop_by_hand(&self, user: &DbUsername);
 
@@ -237,6 +240,7 @@ macro_rules! warehouse_contract {
             an_end_that_is_blocked_locks_out_and_succeeds_once_the_way_is_free
             marks_of_others_and_stripped_and_forged_marks_are_neither_listed_nor_touched
             a_reused_name_is_never_touched_by_the_end_of_the_older_lease
+            a_renamed_user_is_ended_and_who_got_its_name_is_not
             a_user_without_an_engine_id_is_ended_by_its_mark_only
             a_damaged_mark_is_ended_only_while_the_user_bears_it
             looking_finds_nothing_wrong_and_changes_nothing

@@ -363,6 +363,27 @@ pub async fn a_reused_name_is_never_touched_by_the_end_of_the_older_lease(ground
     assert_eq!(end(&*warehouse, &newer_at).await, EndOutcome::Dropped);
 }
 
+/// S5.
+pub async fn a_renamed_user_is_ended_and_who_got_its_name_is_not(ground: &dyn Ground) {
+    let (older, newer, another) = (ground.order("ren", 0), ground.order("ren", 0), ground.order("ren", 9));
+    let older_at = issue(ground, &older).await;
+    let session = ground.log_in(older.name(), &older.secret).await.expect("a login");
+    ground.rename_by_hand(older.name(), another.name()).await;
+    let warehouse = ground.warehouse();
+    let found = only(&*warehouse).await;
+    assert_eq!(found.username.as_ref(), Some(another.name()));
+    assert_eq!(found.mark.unwrap().lease, older.user.lease);
+    let newer_at = issue(ground, &newer).await;
+    let mut expected = ground.users().await;
+    assert_eq!(end(&*warehouse, &older_at).await, EndOutcome::Dropped);
+    expected.remove(another.name());
+    assert_eq!(ground.users().await, expected);
+    assert!(!session.goes_on().await);
+    assert!(ground.log_in(another.name(), &older.secret).await.is_none());
+    assert!(ground.log_in(newer.name(), &newer.secret).await.is_some());
+    assert_eq!(end(&*warehouse, &newer_at).await, EndOutcome::Dropped);
+}
+
 /// S5: the crash between the create and the record of its id.
 pub async fn a_user_without_an_engine_id_is_ended_by_its_mark_only(ground: &dyn Ground) {
     let (order, another) = (ground.order("cra", 0), ground.order("cra", 0));

@@ -290,6 +290,11 @@ impl Ground for Lake {
         self.hand.manage(&sql).await;
     }
 
+    async fn rename_by_hand(&self, user: &DbUsername, to: &DbUsername) {
+        let sql = format!("ALTER USER {} RENAME TO {}", in_account(user), in_account(to));
+        self.hand.manage(&sql).await;
+    }
+
     async fn drop_by_hand(&self, user: &DbUsername) {
         self.hand.manage(&format!("DROP USER {}", in_account(user))).await;
     }

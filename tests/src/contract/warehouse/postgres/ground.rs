@@ -134,6 +134,11 @@ impl Ground for World {
         self.execute("postgres", &sql).await.unwrap();
     }
 
+    async fn rename_by_hand(&self, user: &DbUsername, to: &DbUsername) {
+        let sql = format!("ALTER ROLE {user} RENAME TO {to}");
+        self.execute("postgres", &sql).await.unwrap();
+    }
+
     async fn drop_by_hand(&self, user: &DbUsername) {
         let sql = format!("DROP ROLE {user}");
         self.execute("postgres", &sql).await.unwrap();
