@@ -146,6 +146,7 @@ impl SnowflakeWarehouse {
             role: &self.config.role,
             user: &self.config.user,
             key: self.api.public_key(),
+            session_policy: self.config.session_policy.as_ref(),
         };
         bootstrap::script(needs, &self.config.installation, &login)
     }

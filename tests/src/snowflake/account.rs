@@ -51,6 +51,19 @@ pub struct User {
     pub locked_until: Option<i64>,
 }
 
+/// Something in a database that a role owns. What it does is of no matter here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Such as `TASK`.
+    pub kind: String,
+    /// With its database and schema.
+    pub name: String,
+    /// The role that owns it.
+    pub owner: String,
+    /// Milliseconds since the epoch.
+    pub created_on: i64,
+}
+
 /// A public key of a user.
 #[derive(Debug, Clone)]
 pub struct Key {
@@ -69,6 +82,11 @@ pub struct Account {
     pub(super) grants: BTreeSet<(String, Grantee)>,
     /// Privileges on the account itself, by role.
     pub(super) privileges: BTreeSet<(String, String)>,
+    pub(super) objects: Vec<Object>,
+    /// Session policies, by their full names.
+    pub(super) session_policies: BTreeSet<String>,
+    /// Network policies and the addresses that each lets in.
+    pub(super) network_policies: BTreeMap<String, Vec<String>>,
     /// Milliseconds since the epoch, as the account's clock shows them.
     pub(super) now: i64,
 }
@@ -91,6 +109,9 @@ impl Account {
         }
         for (role, privilege) in [
             ("SECURITYADMIN", "MANAGE GRANTS"),
+            ("SECURITYADMIN", "CREATE NETWORK POLICY"),
+            ("ACCOUNTADMIN", "CREATE SESSION POLICY"),
+            ("ACCOUNTADMIN", "APPLY SESSION POLICY"),
             ("USERADMIN", "CREATE USER"),
             ("USERADMIN", "CREATE ROLE"),
         ] {
@@ -207,6 +228,32 @@ impl Account {
     /// Makes somebody else the owner of a role.
     pub fn hand_over(&mut self, role: &str, to: &str) {
         self.roles.insert(role.to_owned(), to.to_owned());
+    }
+
+    /// Drops a role by an administrator's hand.
+    pub fn forget_role(&mut self, name: &str) {
+        let gone = Grantee::Role(name.to_owned());
+        self.roles.remove(name);
+        self.grants.retain(|(role, to)| role != name && *to != gone);
+    }
+
+    /// Makes an object in a session of this role, which then owns it.
+    pub fn plant(&mut self, kind: &str, name: &str, role: &str) {
+        self.objects.push(Object {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            owner: role.to_owned(),
+            created_on: self.now,
+        });
+    }
+
+    /// Whether the network lets this user log in from this address. Without a policy it does.
+    pub(super) fn lets_in(&self, user: &User, address: &str) -> bool {
+        let policy = user
+            .network_policy
+            .as_ref()
+            .and_then(|name| self.network_policies.get(name));
+        policy.is_none_or(|allowed| allowed.iter().any(|allowed| allowed == address))
     }
 
     /// Drops a user by an administrator's hand.

@@ -98,6 +98,34 @@ pub const BEHAVIOURS: &[Behaviour] = &[
         Vendor("sql-reference/sql/show-users"),
     ),
     is(
+        "SHOW USERS shows DEFAULT_SECONDARY_ROLES to the owner, as a list.",
+        Vendor("sql-reference/sql/show-users"),
+    ),
+    is(
+        "GRANT OWNERSHIP ON USER makes another role the owner, who alone may change, grant to and drop the user then.",
+        Vendor("sql-reference/sql/grant-ownership"),
+    ),
+    is(
+        "A network policy on a user lets in the addresses that it lists.",
+        Vendor("user-guide/network-policies"),
+    ),
+    is(
+        "An address that a network policy does not list gets 403 with 390422.",
+        Assumption("U14"),
+    ),
+    is(
+        "ALTER USER … SET SESSION POLICY needs APPLY SESSION POLICY on the account, and the policy must exist.",
+        Vendor("user-guide/session-policies-managing"),
+    ),
+    is(
+        "What is made in a session belongs to the session's role; SHOW GRANTS TO ROLE lists it as OWNERSHIP, with the time.",
+        Vendor("sql-reference/sql/show-grants"),
+    ),
+    is(
+        "Any role may see what another role holds by SHOW GRANTS TO ROLE.",
+        Assumption("U13"),
+    ),
+    is(
         "SHOW USERS pages by LIMIT … FROM '<last name>', 10 000 at most.",
         Vendor("sql-reference/sql/show-users"),
     ),

@@ -67,6 +67,9 @@ struct Order {
 
 type Answer = Response<Body>;
 
+/// Where everybody who talks to the simulator is.
+const OUR_ADDRESS: &str = "127.0.0.1";
+
 async fn execute(
     State(simulator): State<Simulator>,
     Query(asked): Query<Asked>,
@@ -228,11 +231,27 @@ fn admit(simulator: &Simulator, headers: &HeaderMap) -> Result<String, Box<Answe
         .strip_prefix("Bearer ")
         .unwrap_or_default()
         .to_owned();
-    inside.log_in(&token).map_err(|code| {
+    let user = inside.log_in(&token).map_err(|code| {
         let id = new_id();
         inside.failures.push(LoginFailure { id: id.clone(), code });
         boxed(401, &json!({"data": null, "code": "390144", "message": format!("JWT token is invalid. [{id}]"), "success": false, "headers": null}))
-    })
+    })?;
+    let account = &inside.account;
+    if account
+        .user(&user)
+        .is_some_and(|user| !account.lets_in(user, OUR_ADDRESS))
+    {
+        let (id, message) = (
+            new_id(),
+            format!("Incoming request with IP/Token {OUR_ADDRESS} is not allowed to access Snowflake."),
+        );
+        inside.failures.push(LoginFailure { id, code: "390422" });
+        return Err(boxed(
+            403,
+            &json!({"data": null, "code": "390422", "message": message, "success": false, "headers": null}),
+        ));
+    }
+    Ok(user)
 }
 
 fn boxed(status: u16, body: &Value) -> Box<Answer> {

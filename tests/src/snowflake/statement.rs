@@ -41,14 +41,21 @@ pub(super) fn run(account: &mut Account, user: &str, role: &str, text: &str) -> 
         account.role(&to)?;
         account.roles.insert(name, to);
         Ok(Table::status("Statement executed successfully."))
-    } else if words.takes("GRANT CREATE USER ON ACCOUNT TO ROLE") {
-        let to = words.name()?;
+    } else if words.takes("GRANT OWNERSHIP ON USER") {
+        user_to(account, role, words)
+    } else if words.takes("GRANT CREATE USER ON ACCOUNT") {
+        grant_on_account(account, role, "CREATE USER", words)
+    } else if words.takes("GRANT APPLY SESSION POLICY ON ACCOUNT") {
+        grant_on_account(account, role, "APPLY SESSION POLICY", words)
+    } else if words.takes("CREATE NETWORK POLICY") {
+        create_network_policy(account, role, words)
+    } else if words.takes("CREATE SESSION POLICY") {
+        let name = full_name(words)?;
         words.end()?;
-        account.role(&to)?;
-        if !account.holds(role, "MANAGE GRANTS") {
-            return Err(Refusal::privilege("account"));
+        if !account.holds(role, "CREATE SESSION POLICY") {
+            return Err(Refusal::privilege("schema"));
         }
-        account.privileges.insert((to, "CREATE USER".to_owned()));
+        account.session_policies.insert(name);
         Ok(Table::status("Statement executed successfully."))
     } else if words.takes("CREATE ROLE") {
         let lenient = words.takes("IF NOT EXISTS");
@@ -98,6 +105,75 @@ pub(super) fn run(account: &mut Account, user: &str, role: &str, text: &str) -> 
         Ok(Table::new(&["CURRENT_USER()"], vec![vec![Some(user.to_owned())]]))
     } else {
         Err(Refusal::syntax("unexpected statement"))
+    }
+}
+
+fn grant_on_account(account: &mut Account, role: &str, privilege: &str, words: &mut Reader) -> Result<Table, Refusal> {
+    words.expect("TO ROLE")?;
+    let to = words.name()?;
+    words.end()?;
+    account.role(&to)?;
+    if !account.holds(role, "MANAGE GRANTS") {
+        return Err(Refusal::privilege("account"));
+    }
+    account.privileges.insert((to, privilege.to_owned()));
+    Ok(Table::status("Statement executed successfully."))
+}
+
+/// Its owner hands a user over, or who manages grants.
+fn user_to(account: &mut Account, role: &str, words: &mut Reader) -> Result<Table, Refusal> {
+    let name = words.name()?;
+    words.expect("TO ROLE")?;
+    let to = words.name()?;
+    if !words.takes("COPY CURRENT GRANTS") {
+        words.expect("REVOKE CURRENT GRANTS")?;
+    }
+    words.end()?;
+    account.role(&to)?;
+    let manages = account.holds(role, "MANAGE GRANTS");
+    let closure = account.closure(role);
+    let user = account
+        .users
+        .get_mut(&name)
+        .ok_or_else(|| Refusal::missing("User", &name))?;
+    if !manages && !closure.contains(&user.owner) {
+        return Err(Refusal::privilege(&format!("user '{name}'")));
+    }
+    user.owner = to;
+    Ok(Table::status("Statement executed successfully."))
+}
+
+fn create_network_policy(account: &mut Account, role: &str, words: &mut Reader) -> Result<Table, Refusal> {
+    let name = words.name()?;
+    words.expect("ALLOWED_IP_LIST")?;
+    if !(words.sign('=') && words.sign('(')) {
+        return Err(Refusal::syntax("= ("));
+    }
+    let mut allowed = vec![words.text()?];
+    while words.sign(',') {
+        allowed.push(words.text()?);
+    }
+    if !words.sign(')') {
+        return Err(Refusal::syntax(")"));
+    }
+    words.end()?;
+    if !account.holds(role, "CREATE NETWORK POLICY") {
+        return Err(Refusal::privilege("account"));
+    }
+    account.network_policies.insert(name, allowed);
+    Ok(Table::status("Statement executed successfully."))
+}
+
+/// `database.schema.name`.
+fn full_name(words: &mut Reader) -> Result<String, Refusal> {
+    let mut parts = vec![words.name()?];
+    while words.sign('.') {
+        parts.push(words.name()?);
+    }
+    if parts.len() == 3 {
+        Ok(parts.join("."))
+    } else {
+        Err(Refusal::syntax("database.schema.name"))
     }
 }
 
@@ -155,12 +231,15 @@ fn alter_user(account: &mut Account, role: &str, words: &mut Reader) -> Result<T
     if words.takes("ABORT ALL QUERIES") {
         words.end()?;
     } else if words.takes("SET SESSION POLICY") {
-        let mut parts = vec![words.name()?];
-        while words.sign('.') {
-            parts.push(words.name()?);
-        }
+        let policy = full_name(words)?;
         words.end()?;
-        changed.session_policy = Some(parts.join("."));
+        if !account.session_policies.contains(&policy) {
+            return Err(Refusal::missing("Session policy", &policy));
+        }
+        if !account.holds(role, "APPLY SESSION POLICY") {
+            return Err(Refusal::privilege(&format!("session policy '{policy}'")));
+        }
+        changed.session_policy = Some(policy);
     } else if words.takes("ADD KEY PAIR") {
         let key = words.name()?;
         words.expect("PUBLIC_KEY")?;
@@ -311,7 +390,7 @@ fn grant_role(account: &mut Account, role: &str, words: &mut Reader, give: bool)
 
 /// The columns that anybody of ours reads, by the vendor's names; the other documented ones are left out, as a client
 /// must find columns by name.
-const USER_COLUMNS: [&str; 11] = [
+const USER_COLUMNS: [&str; 12] = [
     "name",
     "created_on",
     "login_name",
@@ -319,6 +398,7 @@ const USER_COLUMNS: [&str; 11] = [
     "comment",
     "disabled",
     "default_role",
+    "default_secondary_roles",
     "owner",
     "expires_at_time",
     "has_rsa_public_key",
@@ -355,6 +435,7 @@ fn show_users(account: &Account, role: &str, words: &mut Reader) -> Result<Table
             only_owner(user.comment.clone()),
             only_owner(Some(user.disabled.to_string())),
             only_owner(user.default_role.clone()),
+            only_owner(Some(if user.secondary_roles { "[\"ALL\"]" } else { "[]" }.to_owned())),
             only_owner(Some(user.owner.clone())),
             only_owner(user.expires_at.map(stamp)),
             only_owner(Some((!user.keys.is_empty()).to_string())),
@@ -417,6 +498,11 @@ fn grants_to_role(account: &Account, name: &str) -> Table {
     }
     for (user, _) in account.users.iter().filter(|(_, user)| user.owner == name) {
         rows.push(row("OWNERSHIP", "USER", user));
+    }
+    for object in account.objects.iter().filter(|object| object.owner == name) {
+        let mut cells = row("OWNERSHIP", &object.kind, &object.name);
+        cells[0] = Some(stamp(object.created_on));
+        rows.push(cells);
     }
     let holder = Grantee::Role(name.to_owned());
     for (role, _) in account.grants.iter().filter(|(_, to)| *to == holder) {

@@ -232,6 +232,95 @@ async fn only_owners_change_users_and_grant_roles() {
 }
 
 #[tokio::test]
+async fn a_user_is_renamed_and_handed_over_by_its_owner_and_keeps_what_it_has() {
+    let world = World::new().await;
+    let made = format!(
+        "CREATE USER L TYPE = SERVICE RSA_PUBLIC_KEY = '{}' COMMENT = 'mine'",
+        spki(&world.key)
+    );
+    for text in [made.as_str(), "GRANT ROLE WRAP TO USER L", "ALTER USER L RENAME TO M"] {
+        assert_eq!(world.code(text).await, "090001", "{text}");
+    }
+    world.simulator.look(|account| {
+        assert!(account.user("L").is_none() && account.may_use("M", "WRAP") && !account.may_use("L", "WRAP"));
+        assert_eq!(account.user("M").unwrap().comment.as_deref(), Some("mine"));
+    });
+    assert_eq!(world.code("ALTER USER M RENAME TO SVC").await, "002002");
+    assert_eq!(world.code("ALTER USER ADMIN RENAME TO X").await, "003001");
+    assert_eq!(
+        world
+            .code("GRANT OWNERSHIP ON USER ADMIN TO ROLE BROKER COPY CURRENT GRANTS")
+            .await,
+        "003001"
+    );
+    assert_eq!(world.code("GRANT OWNERSHIP ON USER M TO ROLE SYSADMIN").await, "001003");
+    assert_eq!(
+        world
+            .code("GRANT OWNERSHIP ON USER M TO ROLE SYSADMIN COPY CURRENT GRANTS")
+            .await,
+        "090001"
+    );
+    let (_, listed) = world.run("SHOW USERS STARTS WITH 'M'").await;
+    let row = &listed["data"][0];
+    assert!(
+        row[0] == "M" && row.as_array().unwrap()[1..].iter().all(Value::is_null),
+        "{row}"
+    );
+    assert_eq!(world.code("DESCRIBE USER M").await, "003001");
+    assert_eq!(world.code("ALTER USER IF EXISTS M SET DISABLED = TRUE").await, "003001");
+}
+
+#[tokio::test]
+async fn policies_must_exist_and_the_privilege_to_set_them_be_held() {
+    let world = World::new().await;
+    assert_eq!(world.code("CREATE USER L").await, "090001");
+    let set = "ALTER USER L SET SESSION POLICY DB.S.P";
+    assert_eq!(world.code(set).await, "002003");
+    assert_eq!(world.code("CREATE SESSION POLICY DB.S.P").await, "003001");
+    world.simulator.run_script("CREATE SESSION POLICY DB.S.P").unwrap();
+    assert_eq!(world.code(set).await, "003001");
+    let give = "USE ROLE SECURITYADMIN; GRANT APPLY SESSION POLICY ON ACCOUNT TO ROLE BROKER";
+    world.simulator.run_script(give).unwrap();
+    assert_eq!(world.code(set).await, "090001");
+
+    let policy = |name: &str, address: &str| {
+        let script = format!(
+            "USE ROLE SECURITYADMIN; CREATE NETWORK POLICY {name} ALLOWED_IP_LIST = ('{address}'); \
+             ALTER USER SVC SET NETWORK_POLICY = {name}"
+        );
+        world.simulator.run_script(&script).unwrap();
+    };
+    policy("HERE", "127.0.0.1");
+    assert_eq!(world.code("SELECT CURRENT_ROLE()").await, "090001");
+    policy("ELSEWHERE", "203.0.113.7");
+    let (status, body) = world.run("SELECT CURRENT_ROLE()").await;
+    assert_eq!((status, &body["code"]), (403, &json!("390422")));
+}
+
+#[tokio::test]
+async fn what_a_role_owns_is_listed_with_the_time_it_was_made() {
+    let world = World::new().await;
+    let now = world.simulator.change(|account| {
+        account.plant("TASK", "DB.S.T", "ANALYST");
+        account.now()
+    });
+    let (_, listed) = world.run("SHOW GRANTS TO ROLE ANALYST").await;
+    let row = listed["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row[2] == "TASK")
+        .unwrap();
+    assert_eq!((&row[1], &row[3]), (&json!("OWNERSHIP"), &json!("DB.S.T")));
+    assert_eq!(row[0], format!("{}.{:03}000000", now / 1000, now % 1000));
+    assert_eq!(
+        world.code("CREATE TASK DB.S.T").await,
+        "001003",
+        "nobody of ours makes one"
+    );
+}
+
+#[tokio::test]
 async fn a_repeated_request_is_executed_once_only_if_it_says_so_and_had_succeeded() {
     let world = World::new().await;
     let create = json!({"statement": "CREATE USER L", "role": "BROKER"});

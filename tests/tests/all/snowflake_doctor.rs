@@ -1,6 +1,7 @@
 //! The bootstrap makes an account ready, and the doctor tells what is missing of it, on the simulated account.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use kdbt_api::credential::PrivateKey;
@@ -20,6 +21,11 @@ struct World {
 impl World {
     /// An account with two roles of the DBA's, on which the bootstrap was run twice.
     async fn ready() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// The same with a broker that is configured otherwise.
+    async fn with(change: impl FnOnce(&mut SnowflakeConfig)) -> Self {
         let simulator = Simulator::start("MYORG-MYACCT").await.unwrap();
         simulator
             .run_script("USE ROLE SECURITYADMIN; CREATE ROLE READER; CREATE ROLE OWNER")
@@ -50,6 +56,7 @@ impl World {
             private.secret().clone(),
         );
         config.base_url = Some(simulator.url().parse().unwrap());
+        change(&mut config);
         let warehouse = SnowflakeWarehouse::new(config, Arc::new(SystemClock)).unwrap();
         let script = warehouse.bootstrap(&needs);
         for _ in 0..2 {
@@ -68,6 +75,26 @@ impl World {
             .into_iter()
             .filter(|finding| finding.severity >= Severity::Warning)
             .collect()
+    }
+
+    /// The one finding with this code.
+    async fn found(&self, code: &str) -> Finding {
+        let findings = self.warehouse.check(&self.needs).await;
+        let mut found = findings.iter().filter(|finding| finding.code == code);
+        let (Some(one), None) = (found.next(), found.next()) else {
+            panic!("{code}: {findings:?}")
+        };
+        one.clone()
+    }
+
+    /// A user of a lease, as the broker's role makes it, with these roles and more of its properties.
+    fn lease_user(&self, name: &str, roles: &[&str], more: &str) {
+        let mark = "kdbt/1 acme lse_019023b4c0de7abc8def0123456789ab max=1 sub=9f2c000011112222 owner=- end=1";
+        let mut script = format!("USE ROLE KDBT_BROKER; CREATE USER {name} TYPE = SERVICE {more} COMMENT = '{mark}'");
+        for role in roles {
+            let _ = write!(script, "; GRANT ROLE {role} TO USER {name}");
+        }
+        self.simulator.run_script(&script).unwrap();
     }
 
     /// The remedy of the one thing that is wrong is run, and then nothing is.
@@ -152,4 +179,95 @@ async fn an_account_that_lets_nobody_in_is_one_finding_that_says_how_to_learn_wh
         finding.message.contains("SYSTEM$GET_LOGIN_FAILURE_DETAILS"),
         "{finding:?}"
     );
+}
+
+#[tokio::test]
+async fn what_leases_leave_running_is_named_with_the_time_it_was_made() {
+    let world = World::ready().await;
+    let clean = world.warehouse.check(&world.needs).await;
+    assert!(clean.iter().all(|finding| finding.code != "left-behind"), "{clean:?}");
+    let now = world.simulator.change(|account| {
+        account.plant("TASK", "ANALYTICS.MARTS.NIGHTLY", "OWNER");
+        account.plant("PROCEDURE", "ANALYTICS.MARTS.\"GIVE(VARCHAR):VARCHAR\"", "OWNER");
+        account.plant("TABLE", "ANALYTICS.MARTS.ORDERS", "OWNER");
+        account.plant("TASK", "OTHER.DB.THEIRS", "SYSADMIN");
+        account.now()
+    });
+    let finding = world.found("left-behind").await;
+    assert_eq!(finding.severity, Severity::Warning);
+    let since = kdbt_api::Timestamp::from_unix(now / 1000);
+    let named = format!(
+        "TASK ANALYTICS.MARTS.NIGHTLY since {since}, PROCEDURE ANALYTICS.MARTS.\"GIVE(VARCHAR):VARCHAR\" since {since}"
+    );
+    assert!(
+        finding.message.starts_with("role OWNER owns") && finding.message.ends_with(&named),
+        "{finding:?}"
+    );
+
+    let world = World::ready().await;
+    world.simulator.change(|account| {
+        for number in 0..25 {
+            account.plant("FUNCTION", &format!("ANALYTICS.MARTS.F{number}"), "READER");
+        }
+    });
+    let finding = world.found("left-behind").await;
+    assert_eq!(finding.severity, Severity::Info, "dbt makes functions in good order");
+    assert!(finding.message.ends_with(", and 5 more"), "{finding:?}");
+}
+
+#[tokio::test]
+async fn a_user_with_more_roles_at_once_than_its_lease_unites_is_a_warning() {
+    let world = World::ready().await;
+    let all = "DEFAULT_SECONDARY_ROLES = ('ALL')";
+    world.lease_user("KDBT_ADA_0", &["KDBT_ENT_OWNER"], "DEFAULT_SECONDARY_ROLES = ()");
+    world.lease_user("KDBT_ADA_1", &["KDBT_ENT_OWNER", "KDBT_ENT_READER"], all);
+    assert_eq!(world.bad().await, []);
+    world.lease_user("KDBT_ADA_2", &["KDBT_ENT_OWNER"], all);
+    let finding = world.found("secondary-roles").await;
+    assert!(finding.message.contains("KDBT_ADA_2"), "{finding:?}");
+    let cure = format!("USE ROLE KDBT_BROKER; {}", finding.remedy.unwrap());
+    world.simulator.run_script(&cure).unwrap();
+    assert_eq!(world.bad().await, []);
+    let more = "USE ROLE SECURITYADMIN; GRANT ROLE SYSADMIN TO USER KDBT_ADA_1";
+    let given = world.simulator.run_script(more);
+    assert!(given.is_ok(), "{given:?}");
+    world.is_cured("more-roles").await;
+}
+
+#[tokio::test]
+async fn a_user_that_was_renamed_or_handed_over_is_seen_as_far_as_the_account_shows_it() {
+    let world = World::ready().await;
+    world.lease_user("KDBT_ADA_0", &[], "DEFAULT_SECONDARY_ROLES = ()");
+    world.lease_user("KDBT_BOB_0", &[], "DEFAULT_SECONDARY_ROLES = ()");
+    let script = "USE ROLE KDBT_BROKER; ALTER USER KDBT_ADA_0 RENAME TO BERTHA; \
+                  GRANT OWNERSHIP ON USER KDBT_BOB_0 TO ROLE SYSADMIN COPY CURRENT GRANTS";
+    world.simulator.run_script(script).unwrap();
+    let renamed = world.found("renamed-users").await;
+    assert!(
+        renamed.severity == Severity::Warning && renamed.message.ends_with(": BERTHA"),
+        "{renamed:?}"
+    );
+    let hidden = world.found("hidden-users").await;
+    assert!(hidden.message.ends_with(": KDBT_BOB_0"), "{hidden:?}");
+    let cure = format!("USE ROLE SECURITYADMIN; {}", hidden.remedy.unwrap());
+    world.simulator.run_script(&cure).unwrap();
+    let after = world.warehouse.check(&world.needs).await;
+    assert!(after.iter().all(|finding| finding.code != "hidden-users"), "{after:?}");
+}
+
+#[tokio::test]
+async fn a_session_policy_needs_one_more_privilege_which_the_bootstrap_gives() {
+    let world = World::with(|config| config.session_policy = Some("SEC.POLICIES.SHORT".parse().unwrap())).await;
+    let bad = world.bad().await;
+    assert!(bad.iter().all(|finding| finding.code == "untested"), "{bad:?}");
+    let withdraw = |account: &mut Account| account.withdraw("KDBT_BROKER", "APPLY SESSION POLICY");
+    assert!(world.simulator.change(withdraw));
+    let finding = world.found("session-policy").await;
+    let cure = format!("USE ROLE SECURITYADMIN; {}", finding.remedy.unwrap());
+    world.simulator.run_script(&cure).unwrap();
+    assert!(world.simulator.change(withdraw), "it is there again");
+    let world = World::ready().await;
+    let script = "USE ROLE SECURITYADMIN; GRANT APPLY SESSION POLICY ON ACCOUNT TO ROLE KDBT_BROKER";
+    world.simulator.run_script(script).unwrap();
+    assert_eq!(world.found("too-much-power").await.severity, Severity::Warning);
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use kdbt_api::name::{DatabaseName, InstallationName, RoleName, WarehouseName};
 
-use super::sql::{ident, literal};
+use super::sql::{APPLY_POLICY, PolicyName, ident, literal};
 use crate::warehouse::{DatabaseNeeds, Needs};
 
 /// The broker as the account shall know it.
@@ -18,6 +18,8 @@ pub(super) struct Login<'a> {
     pub(super) user: &'a str,
     /// The public half of the key that the configuration names: base64 of the SPKI.
     pub(super) key: &'a str,
+    /// The session policy that leases get, if any.
+    pub(super) session_policy: Option<&'a PolicyName>,
 }
 
 /// The script, for a worksheet or `snow sql -f` of a user with SECURITYADMIN.
@@ -45,6 +47,15 @@ pub(super) fn script(needs: &Needs, installation: &InstallationName, login: &Log
         literal(login.key)
     ));
     line(&format!("GRANT ROLE {role} TO USER {user};"));
+    if let Some(policy) = login.session_policy {
+        let [database, schema, name] = policy.parts().each_ref().map(|part| ident(part));
+        line(&format!(
+            "-- Leases get session policy {database}.{schema}.{name}; look whether it is there."
+        ));
+        line(&format!("GRANT {APPLY_POLICY} ON ACCOUNT TO ROLE {role};"));
+        line(&format!("-- GRANT USAGE ON DATABASE {database} TO ROLE {role};"));
+        line(&format!("-- GRANT USAGE ON SCHEMA {database}.{schema} TO ROLE {role};"));
+    }
     line("-- Recommended: a network policy that lets in the broker's address only.");
     line(&format!("-- ALTER USER {user} SET NETWORK_POLICY = <yours>;"));
     for (wrapper, session_role) in wrappers(needs) {
@@ -137,6 +148,7 @@ mod tests {
             role: "KDBT_BROKER",
             user: "KDBT_SVC",
             key: KEY,
+            session_policy: None,
         };
         insta::assert_snapshot!(script(&needs, &"acme-prod".parse().unwrap(), &login));
     }

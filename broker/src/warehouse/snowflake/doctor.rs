@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use kdbt_api::name::RoleName;
 
 use super::api::Lane;
-use super::sql::{CreateUser, Statement, ident};
+use super::sql::{APPLY_POLICY, CreateUser, Statement, ident};
 use super::{SnowflakeWarehouse, error};
-use crate::mark;
 use crate::warehouse::{Finding, Needs, Severity, WarehouseError};
+
+mod remains;
 
 /// System roles that no broker needs.
 const MIGHTY: [&str; 5] = ["ACCOUNTADMIN", "SECURITYADMIN", "USERADMIN", "SYSADMIN", "ORGADMIN"];
@@ -76,7 +77,10 @@ impl SnowflakeWarehouse {
         for (wrapper, session_role) in wrappers(needs) {
             self.wrapper(&held, wrapper, session_role, findings).await?;
         }
-        self.users(findings).await?;
+        self.users(needs, findings).await?;
+        for session_role in session_roles(needs) {
+            self.left_behind(session_role, findings).await?;
+        }
         if self.config.hard_expiry || self.config.session_policy.is_some() {
             let message =
                 "`hard_expiry` and `session_policy` follow the vendor's pages and were never tried on a live account";
@@ -114,7 +118,14 @@ impl SnowflakeWarehouse {
             let message = format!("role {role} may not make users");
             findings.push(finding(Severity::Error, "create-user", message, Some(remedy)));
         }
-        for privilege in held.account.iter().filter(|privilege| *privilege != "CREATE USER") {
+        let applies = self.config.session_policy.is_some();
+        if applies && !held.account.contains(APPLY_POLICY) {
+            let remedy = format!("GRANT {APPLY_POLICY} ON ACCOUNT TO ROLE {};", ident(role));
+            let message = format!("role {role} may not set a session policy, as `session_policy` asks it to");
+            findings.push(finding(Severity::Error, "session-policy", message, Some(remedy)));
+        }
+        let needed = |privilege: &str| privilege == "CREATE USER" || applies && privilege == APPLY_POLICY;
+        for privilege in held.account.iter().filter(|privilege| !needed(privilege)) {
             let remedy = format!("REVOKE {privilege} ON ACCOUNT FROM ROLE {};", ident(role));
             let message = format!("role {role} holds {privilege} on the account, which the broker does not need");
             findings.push(finding(Severity::Warning, "too-much-power", message, Some(remedy)));
@@ -177,49 +188,6 @@ impl SnowflakeWarehouse {
         Ok(())
     }
 
-    /// Users that look like leases and are not ours.
-    async fn users(&self, findings: &mut Vec<Finding>) -> Result<(), WarehouseError> {
-        let ours = mark::prefix(&self.config.installation);
-        let listing = self.list(Some("KDBT_"), self.patience()).await?;
-        let strange: Vec<&str> = listing
-            .users
-            .iter()
-            .filter(|user| {
-                user.name != self.config.user
-                    && user
-                        .comment
-                        .as_deref()
-                        .is_none_or(|comment| !comment.starts_with("kdbt/"))
-            })
-            .map(|user| user.name.as_str())
-            .collect();
-        if !strange.is_empty() {
-            let message = format!(
-                "users with a lease's name and no mark, which are never touched: {}",
-                strange.join(", ")
-            );
-            findings.push(finding(Severity::Info, "foreign-users", message, None));
-        }
-        let stuck = |user: &&super::listing::Listed| {
-            user.disabled
-                && user
-                    .comment
-                    .as_deref()
-                    .is_some_and(|comment| comment.starts_with(&ours))
-        };
-        let left: Vec<&str> = listing
-            .users
-            .iter()
-            .filter(stuck)
-            .map(|user| user.name.as_str())
-            .collect();
-        if !left.is_empty() {
-            let message = format!("users that are disabled and could not be dropped: {}", left.join(", "));
-            findings.push(finding(Severity::Warning, "disabled-users", message, None));
-        }
-        Ok(())
-    }
-
     /// Makes a user without any role, and drops it: the one thing that grants alone do not prove.
     pub async fn probe(&self) -> Vec<Finding> {
         let create = Statement::CreateUser(Box::new(CreateUser {
@@ -265,6 +233,12 @@ fn wrappers(needs: &Needs) -> BTreeMap<&RoleName, &RoleName> {
     roles
         .flat_map(|roles| roles.grants.iter().map(|grant| (grant, &roles.session_role)))
         .collect()
+}
+
+/// What the sessions of leases use, each once.
+fn session_roles(needs: &Needs) -> BTreeSet<&RoleName> {
+    let roles = needs.databases.iter().flat_map(|database| &database.roles);
+    roles.map(|roles| &roles.session_role).collect()
 }
 
 fn finding(severity: Severity, code: &'static str, message: String, remedy: Option<String>) -> Finding {

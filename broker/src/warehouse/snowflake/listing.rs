@@ -26,6 +26,8 @@ pub(super) struct Listed {
     pub(super) comment: Option<String>,
     pub(super) owner: Option<String>,
     pub(super) disabled: bool,
+    /// Whether its sessions use all its roles at once.
+    pub(super) all_roles: bool,
     /// When it can log in no more, as the account counts it.
     pub(super) expires_at: Option<Timestamp>,
 }
@@ -136,12 +138,15 @@ fn listed(row: Row<'_>, now: Timestamp) -> Option<Listed> {
         disabled: row
             .get("disabled")
             .is_some_and(|text| text.eq_ignore_ascii_case("true")),
+        all_roles: row
+            .get("default_secondary_roles")
+            .is_some_and(|text| text.contains("ALL")),
         expires_at: expires_at.or_else(|| in_days(row.get("days_to_expiry")?, now)),
     })
 }
 
 /// Seconds since the epoch with a fraction, and perhaps a time zone behind.
-fn epoch(text: &str) -> Option<Timestamp> {
+pub(super) fn epoch(text: &str) -> Option<Timestamp> {
     let seconds = text.split(['.', ' ']).next()?;
     seconds.parse().ok().map(Timestamp::from_unix)
 }

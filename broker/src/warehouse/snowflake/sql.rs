@@ -66,6 +66,9 @@ pub(super) enum Statement {
     ShowGrantsToRole {
         role: String,
     },
+    ShowGrantsToUser {
+        user: String,
+    },
     CurrentRole,
 }
 
@@ -95,6 +98,13 @@ pub struct PolicyName([String; 3]);
 #[error("a session policy is named `DATABASE.SCHEMA.POLICY`, in the case that SHOW SESSION POLICIES prints")]
 pub struct PolicyNameError;
 
+impl PolicyName {
+    /// Database, schema and name.
+    pub(super) fn parts(&self) -> &[String; 3] {
+        &self.0
+    }
+}
+
 impl std::str::FromStr for PolicyName {
     type Err = PolicyNameError;
 
@@ -109,6 +119,9 @@ impl std::str::FromStr for PolicyName {
         }
     }
 }
+
+/// The privilege on the account that setting a session policy takes.
+pub(super) const APPLY_POLICY: &str = "APPLY SESSION POLICY";
 
 /// What the named key of a lease is called, where keys expire by the hour.
 const KEY_NAME: &str = "KDBT";
@@ -158,6 +171,7 @@ impl Statement {
             }
             Self::DescribeUser { user } => format!("DESCRIBE USER {}", ident(user)),
             Self::ShowGrantsToRole { role } => format!("SHOW GRANTS TO ROLE {}", ident(role)),
+            Self::ShowGrantsToUser { user } => format!("SHOW GRANTS TO USER {}", ident(user)),
             Self::CurrentRole => "SELECT CURRENT_ROLE()".to_owned(),
         }
     }
@@ -175,7 +189,7 @@ impl Statement {
             Self::RotateKeyPair { .. } => "make a user's key expire",
             Self::SessionPolicy { .. } => "set a user's session policy",
             Self::ShowUsers { .. } => "list users",
-            Self::DescribeUser { .. } => "look at a user",
+            Self::DescribeUser { .. } | Self::ShowGrantsToUser { .. } => "look at a user",
             Self::ShowGrantsToRole { .. } => "look at a role",
             Self::CurrentRole => "log in",
         }
@@ -191,13 +205,8 @@ impl Statement {
                 "GRANT OWNERSHIP ON ROLE {} TO ROLE {broker} COPY CURRENT GRANTS",
                 ident(role)
             ),
-            Self::SessionPolicy {
-                policy: PolicyName(parts),
-                ..
-            } => format!(
-                "GRANT APPLY ON SESSION POLICY {} TO ROLE {broker}",
-                parts.each_ref().map(|part| ident(part)).join(".")
-            ),
+            // "Managing session policies": this privilege sets any policy on any user.
+            Self::SessionPolicy { .. } => format!("GRANT {APPLY_POLICY} ON ACCOUNT TO ROLE {broker}"),
             Self::Disable { user }
             | Self::Drop { user }
             | Self::AbortQueries { user }
@@ -205,7 +214,10 @@ impl Statement {
             | Self::AddKeyPair { user, .. }
             | Self::RotateKeyPair { user, .. }
             | Self::DescribeUser { user } => ownership(user, &broker),
-            Self::ShowUsers { .. } | Self::ShowGrantsToRole { .. } | Self::CurrentRole => return None,
+            Self::ShowUsers { .. }
+            | Self::ShowGrantsToRole { .. }
+            | Self::ShowGrantsToUser { .. }
+            | Self::CurrentRole => return None,
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::mark::{self, Mark};
 use crate::warehouse::{MarkedUser, Sweep, WarehouseError};
 
 /// What every lease's name starts with.
-const PREFIX: &str = "KDBT_";
+pub(super) const PREFIX: &str = "KDBT_";
 
 impl SnowflakeWarehouse {
     /// Every user of this installation.
