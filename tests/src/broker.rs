@@ -183,8 +183,14 @@ impl Broker {
             .args(arguments)
             .arg("--config")
             .arg(self.config_file())
+            .env("KDBT_TESTKIT_CLOCK_OFFSET_FILE", self.folder.join("clock"))
             .current_dir(&self.folder);
         Ok(command)
+    }
+
+    /// Sets its clock against the machine's, by so many milliseconds; what is ahead has passed. Test builds only.
+    pub fn set_clock_ahead(&self, millis: i64) -> Result<()> {
+        Ok(fs::write(self.folder.join("clock"), millis.to_string())?)
     }
 
     /// Its configuration.

@@ -11,6 +11,7 @@ pub mod identity;
 pub mod impostor;
 pub mod issuer;
 pub mod keycloak;
+pub mod lake;
 pub mod postgres;
 pub mod process;
 pub mod provision;

@@ -28,6 +28,8 @@ mod simulator;
 mod snowflake_doctor;
 #[path = "all/snowflake_job.rs"]
 mod snowflake_job;
+#[path = "all/snowflake_trouble.rs"]
+mod snowflake_trouble;
 #[path = "all/stack.rs"]
 mod stack;
 #[path = "all/store.rs"]
