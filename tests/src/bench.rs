@@ -4,6 +4,7 @@
 //! without `testkit`. Nothing fails when a target is missed; the table says `MISS`.
 
 mod expiry;
+mod lake;
 mod load;
 mod overhead;
 mod rates;
@@ -67,6 +68,8 @@ enum Part {
     Size,
     /// What the client adds.
     Client,
+    /// Snowflake, on the simulated account.
+    Lake,
 }
 
 fn version(text: &str) -> Result<PgVersion> {
@@ -89,13 +92,16 @@ pub async fn run(options: &Options) -> Result<()> {
     let binaries = Binaries::build_release()?;
     report::say(&format!("broker: {}", binaries.broker_version()?));
     binaries.share()?;
-    let versions = if options.pg.is_empty() {
-        PgVersion::ALL.to_vec()
-    } else {
-        options.pg.clone()
-    };
     let chosen = |part| options.parts.is_empty() || options.parts.contains(&part);
     let mut report = Report::default();
+    if chosen(Part::Lake) {
+        lake::measure(&mut report).await?;
+    }
+    let versions = match (&options.parts[..], &options.pg[..]) {
+        ([Part::Lake], _) => Vec::new(),
+        (_, []) => PgVersion::ALL.to_vec(),
+        (_, chosen) => chosen.to_vec(),
+    };
     for version in versions {
         let stack = Stack::start(&stack_options(version), report::say).await?;
         if chosen(Part::Rates) {
