@@ -134,6 +134,12 @@ impl Server {
         }
     }
 
+    /// Whether a sweep has been complete since this broker started: whatever it did not make was there to be seen.
+    #[must_use]
+    pub fn has_swept(&self) -> bool {
+        self.seen().swept.is_some()
+    }
+
     fn seen(&self) -> Seen {
         // A poisoned lock holds plain numbers: they are as good as ever.
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)

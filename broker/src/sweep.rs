@@ -41,6 +41,8 @@ pub struct SweepReport {
     pub dangerous: usize,
     /// Leases whose row cannot be read.
     pub unreadable: usize,
+    /// Adopted users that were not there when this broker first looked: another one makes users in our name.
+    pub intruding: usize,
 }
 
 /// Why a sweep did not finish.
@@ -233,6 +235,17 @@ async fn resolve(
             match store.adopt(&server.name, user, ends_at, now).await {
                 Ok(Adopted::New(lease)) => {
                     report.adopted += 1;
+                    if server.has_swept() {
+                        report.intruding += 1;
+                        tracing::error!(
+                            server = %server.name,
+                            role = %user.rolname,
+                            lease = %lease.id,
+                            "a user with our mark appeared that this broker did not make: another broker of this \
+                             installation works on this server, or somebody wrote the mark. Two brokers need two \
+                             installation names, else each ends the other's leases at the ends that it first saw"
+                        );
+                    }
                     return Ok(Fate::Explained(Box::new(lease)));
                 }
                 // Booked since the catalog was read, or a mark that points at another user's lease.

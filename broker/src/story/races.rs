@@ -443,3 +443,22 @@ async fn a_revocation_ends_all_that_can_be_read_and_says_that_there_is_more() {
     let left: Vec<String> = world.roles().into_iter().map(|role| role.name).collect();
     assert_eq!(left, ["kdbt_ada_0"]);
 }
+
+/// S13
+#[tokio::test]
+async fn a_second_broker_of_the_installation_is_noticed_by_the_first_and_a_lost_store_is_not_taken_for_one() {
+    let mut first = world().await;
+    let mut second = World::beside(&first);
+    second.sweep().await.unwrap();
+    let lease = second.issue(&person("ada", &["dev"])).await.unwrap().view.lease;
+    let report = first.sweep().await.unwrap();
+    assert_eq!((report.adopted, report.intruding), (1, 1));
+    assert_eq!(first.sweep().await.unwrap().intruding, 0, "once each");
+    assert_eq!(second.state(lease.id).await.state.status(), LeaseStatus::Active);
+    first.lose_store();
+    second.lose_store();
+    for world in [&first, &second] {
+        let report = world.sweep().await.unwrap();
+        assert_eq!((report.adopted, report.intruding), (1, 0));
+    }
+}

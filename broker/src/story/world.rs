@@ -337,6 +337,18 @@ impl World {
         world
     }
 
+    /// Another broker with the same clock and server and a store of its own.
+    pub(super) fn beside(other: &Self) -> Self {
+        let mut world = Self {
+            clock: other.clock.clone(),
+            warehouse: other.warehouse.clone(),
+            broker: None,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        world.restart();
+        world
+    }
+
     pub(super) fn path(&self) -> PathBuf {
         self.folder.path().join("kdbt.db")
     }
