@@ -468,3 +468,59 @@ async fn an_issuer_that_cannot_be_used_as_configured_is_refused_with_the_cure() 
         assert!(error.contains(part) && !error.contains("hunter2"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn the_doctor_sees_an_issuer_as_the_broker_would() {
+    let examine = async |change: fn(&mut IssuerConfig), page: Option<Page>| {
+        let server = Server::start(&TaskTracker::new()).await;
+        server.publish(CERTS, &[&TestKey::new("k1", Algorithm::Es256)]);
+        server.set(
+            DISCOVERY,
+            Page::Json(json!({
+                "issuer": format!("{}/realms/data", server.url), "jwks_uri": format!("{}{CERTS}", server.url),
+            })),
+        );
+        if let Some(page) = page {
+            server.set(DISCOVERY, page);
+        }
+        let mut config = config(&format!("{}/realms/data", server.url));
+        change(&mut config);
+        doctor::examine_issuer(&config).await
+    };
+    assert_eq!(examine(|_| {}, None).await, []);
+    let elsewhere = || Some(Page::Json(json!({ "issuer": "https://sso.example/realms/data" })));
+    for (found, code, serious, part) in [
+        (
+            examine(|_| {}, elsewhere()).await,
+            "issuer-keys",
+            true,
+            "`https://sso.example/realms/data`, configured is",
+        ),
+        (
+            examine(|config| config.required = false, elsewhere()).await,
+            "issuer-keys",
+            false,
+            "configured is",
+        ),
+        (
+            examine(
+                |config| config.algorithms = vec![Algorithm::Rs256, Algorithm::EdDsa],
+                None,
+            )
+            .await,
+            "issuer-algorithms",
+            true,
+            "RS256, EdDSA",
+        ),
+        (
+            examine(|config| config.issuer = "sso.example".to_owned(), None).await,
+            "issuer",
+            true,
+            "absolute URL",
+        ),
+    ] {
+        let [flaw] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((flaw.code, flaw.serious), (code, serious), "{flaw:?}");
+        assert!(flaw.what.contains(part), "{flaw:?}");
+    }
+}
