@@ -1,6 +1,10 @@
 //! What callers are told.
 
+use std::time::Duration;
+
+use kdbt_e2e::issuer::Fault;
 use kdbt_e2e::postgres::PgVersion;
+use kdbt_e2e::stack::Stack;
 use serde_json::json;
 
 use super::{Caller, Lease, shared};
@@ -114,5 +118,37 @@ async fn no_token_a_foreign_token_and_a_lightweight_one_open_nothing() {
             .await
             .expect(401);
         assert!(answer.headers.contains_key("www-authenticate"), "{answer:?}");
+    }
+}
+
+/// R4
+#[tokio::test]
+async fn a_hundred_unknown_keys_at_an_issuer_that_hangs_keep_nobody_out() {
+    let mut options = super::options(PgVersion::Pg18);
+    options.broker.more = "limits: { requests: 80 }\n".to_owned();
+    let stack = Stack::start(&options, |_| {}).await.unwrap();
+    let issuer = stack.identity.played();
+    let ada = Caller::person(&stack, "ada");
+    // Keys were asked for at the start, and unknown ones count only ten seconds later.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    issuer.set_keys_fault(Fault::Slow(Duration::from_mins(1)));
+    let mut flood = tokio::task::JoinSet::new();
+    for n in 0..100 {
+        let caller = Caller::new(&stack, issuer.forge("ada").header("kid", format!("random-{n}")).token());
+        flood.spawn(async move { caller.get("/v1/targets").await });
+    }
+    // Those that find no place to wait; the others wait, and ask nobody else to.
+    for _ in 0..36 {
+        flood.join_next().await.unwrap().unwrap().expect(503);
+    }
+    for _ in 0..5 {
+        ada.get("/v1/targets").await.expect(200);
+    }
+    assert!(
+        flood.try_join_next().is_none(),
+        "nobody was served before its turn came"
+    );
+    for refused in flood.join_all().await {
+        assert_eq!(refused.expect(503).json()["reason"], "issuer-keys-unavailable");
     }
 }
