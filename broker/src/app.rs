@@ -20,6 +20,7 @@ use crate::audit::{Actor, AuditEvent, chain::AuditKey};
 use crate::broker::{Broker, HouseRules};
 use crate::clock::{SharedClock, system_clock};
 use crate::config::{self, Config, Protection};
+use crate::failpoint::{self, Point};
 use crate::http::{self, Http, Parts, TrustedProxies};
 use crate::identity::Authenticator;
 use crate::metrics::Metrics;
@@ -151,7 +152,9 @@ impl Running {
         let (front, reapers, lanes) = (Stage::default(), Stage::default(), Stage::default());
         let failed = CancellationToken::new();
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+        failpoint::at(Point::StartConfigured).await;
         let store = Arc::new(open_store(&config, clock.clone()).await?);
+        failpoint::at(Point::StartOpened).await;
         let leases: Arc<dyn LeaseStore> = store.clone();
         let issuers = config.issuers.iter().map(|issuer| issuer.tokens.clone()).collect();
         let authenticator = Authenticator::new(issuers, clock.clone(), &front.tasks, &front.stop)?;
@@ -227,6 +230,7 @@ impl Running {
             version = env!("CARGO_PKG_VERSION"),
             "listening"
         );
+        failpoint::at(Point::StartListening).await;
         front.run("api", &failed, api.serve(front.stop.clone()));
         front.run("management", &failed, management.serve(front.stop.clone()));
         Ok(Self {
@@ -450,10 +454,13 @@ impl Policies {
         set.check_servers(&engines)
             .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
         let hash = set.hash().to_string();
+        failpoint::at(Point::PolicyLoaded).await;
         // What stands in the audit after this row was given by this policy.
         let _alone = broker.policy_gate.write().await;
         broker.store.audit(activated(broker.clock.now(), &hash)).await?;
+        failpoint::at(Point::PolicyRecorded).await;
         broker.policies.store(Some(set));
+        failpoint::at(Point::PolicyActive).await;
         tracing::info!(policy = hash, "policy activated");
         Ok(())
     }
@@ -474,7 +481,7 @@ fn activated(at: Timestamp, hash: &str) -> AuditEvent {
 
 /// Reads what nobody pushes: lease counts, server health, the audit's head. Forgets what ended long ago.
 async fn watch(broker: Arc<Broker>, store: Arc<SqliteStore>, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let mut head_logged = tokio::time::Instant::now();
+    let mut head_logged = broker.clock.elapsed();
     while stop
         .run_until_cancelled(tokio::time::sleep(METRICS_EVERY))
         .await
@@ -492,9 +499,10 @@ async fn watch(broker: Arc<Broker>, store: Arc<SqliteStore>, metrics: Arc<Metric
         for (name, server) in &broker.servers {
             metrics.issuing_stopped(name, server.may_issue().is_err());
         }
-        if head_logged.elapsed() >= HEAD_EVERY {
-            head_logged = tokio::time::Instant::now();
+        if broker.clock.elapsed().saturating_sub(head_logged) >= HEAD_EVERY {
+            head_logged = broker.clock.elapsed();
             log_head(&store).await;
+            failpoint::at(Point::PurgeDue).await;
             let now = broker.clock.now();
             let forget = store.purge_all(now - ENDED_KEPT, now);
             if let Some(Err(error)) = stop.run_until_cancelled(forget).await {
@@ -503,6 +511,7 @@ async fn watch(broker: Arc<Broker>, store: Arc<SqliteStore>, metrics: Arc<Metric
                     "old leases could not be forgotten"
                 );
             }
+            failpoint::at(Point::PurgeDone).await;
         }
     }
 }

@@ -23,7 +23,7 @@ pub struct Cli {
     command: Command,
 }
 
-/// Tells a test build from a release: only the former reads a clock offset.
+/// Tells a test build from a release: only the former reads a clock offset and failpoints.
 const VERSION: &str = if cfg!(feature = "testkit") {
     concat!(env!("CARGO_PKG_VERSION"), "+testkit")
 } else {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::Actor;
+use crate::failpoint::{self, Point};
 use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState, UserRef};
 use crate::server::Server;
 use crate::store::{Change, Claimed, Due, LeaseStore, StoreError};
@@ -54,8 +55,10 @@ pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassRepo
     if claimed.is_empty() {
         return Ok(report);
     }
+    failpoint::at(Point::EndClaimed).await;
     let users: Vec<UserRef> = claimed.iter().map(|claimed| claimed.lease.user_ref()).collect();
     let outcomes = server.warehouse.end_users(&users).await;
+    failpoint::at(Point::EndReported).await;
     let mut changes = Vec::with_capacity(claimed.len());
     for (claimed, outcome) in claimed.iter().zip(outcomes) {
         changes.push(outcome_of(
@@ -66,6 +69,7 @@ pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassRepo
     }
     // All at once: the store commits together what waits together.
     let recorded = futures_util::future::join_all(changes.into_iter().map(|change| store.record(change))).await;
+    failpoint::at(Point::EndRecorded).await;
     let mut failed = None;
     for (claimed, result) in claimed.iter().zip(recorded) {
         match result {

@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::audit::Actor;
 use crate::broker::{Broker, denied, holder};
 use crate::end::{self, request_end};
+use crate::failpoint::{self, Point};
 use crate::grant::Grant;
 use crate::identity::Identity;
 use crate::lease::{EndReason, EngineId, Lease, LeaseEvent, LeaseState};
@@ -56,6 +57,7 @@ pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) ->
             .retry_after(Duration::from_secs(10)));
     }
 
+    failpoint::at(Point::IssueDecided).await;
     let (credential, secret) = credential(broker, grant.target.engine, &order.request).await?;
     let booking = booking(broker, who, &order, grant, &server);
     let profile = order.request.profile.clone();
@@ -211,11 +213,13 @@ async fn provision(
             Booked::New(lease) => lease,
             Booked::Replay(lease) => return replay(lease),
         };
+        failpoint::at(Point::IssueBooked).await;
         let Some(user) = new_user(&lease, credential, deadline) else {
             return Err(ProblemCode::Internal.into());
         };
         match server.warehouse.create_user(user).await {
             Ok(engine_id) => {
+                failpoint::at(Point::IssueCreated).await;
                 let lease = activate(broker, server, asked, &lease, engine_id).await?;
                 return Ok(Provisioned::New(lease));
             }
@@ -283,6 +287,7 @@ async fn activate(
     let created = Change::new(lease, LeaseEvent::Created { engine_id }, Actor::Broker, server.now());
     match broker.store.record(created).await {
         Ok(lease) if lease.state == LeaseState::Active => {
+            failpoint::at(Point::IssueActivated).await;
             server.ring_before(lease.ends_at);
             tracing::info!(
                 lease = %lease.id,

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod diagnostics;
 pub mod end;
+pub mod failpoint;
 pub mod grant;
 pub mod http;
 pub mod identity;

@@ -9,6 +9,7 @@ use kdbt_api::{Timestamp, Ttl};
 
 use crate::audit::Actor;
 use crate::broker::{Broker, denied, holder};
+use crate::failpoint::{self, Point};
 use crate::identity::Identity;
 use crate::lease::{Lease, LeaseEvent, LeaseState};
 use crate::policy::Order;
@@ -56,6 +57,7 @@ pub(crate) async fn renew(
     let lease = broker.store.lease(lease.id).await?;
     let now = server.now();
     let ends_at = new_end(broker, who, &lease, ttl, now)?;
+    failpoint::at(Point::RenewDecided).await;
 
     // The server first: dying here leaves a native expiry past the lease's end, and the reaper keeps to the lease.
     server
@@ -71,6 +73,7 @@ pub(crate) async fn renew(
             };
             UseCaseError::from(code).caused_by(error)
         })?;
+    failpoint::at(Point::RenewExtended).await;
     let by = Actor::Identity(holder(who));
     // Whoever changed the policy meanwhile wins (I10).
     let _unchanged = broker.policy_gate.read().await;
@@ -79,6 +82,7 @@ pub(crate) async fn renew(
         .store
         .record(Change::new(&lease, LeaseEvent::Extended { ends_at }, by, now))
         .await?;
+    failpoint::at(Point::RenewRecorded).await;
     tracing::info!(lease = %lease.id, user = %lease.username, ends_at = %lease.ends_at, "lease renewed");
     Ok(view::lease(&lease))
 }

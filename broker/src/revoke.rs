@@ -9,6 +9,7 @@ use kdbt_api::problem::{Problem, ProblemCode};
 use crate::audit::Actor;
 use crate::broker::{Broker, holder, live_states};
 use crate::end::{request_end, wait_ended};
+use crate::failpoint::{self, Point};
 use crate::identity::Identity;
 use crate::lease::{EndReason, Lease, LeaseEvent};
 use crate::service::UseCaseError;
@@ -33,7 +34,9 @@ pub(crate) async fn revoke(
         Err(_) if broker.is_admin(who) => (broker.store.lease(id).await?, EndReason::RevokedByAdmin),
         Err(error) => return Err(error),
     };
+    failpoint::at(Point::RevokeFound).await;
     let mut lease = end_one(broker, who, &lease, reason).await?;
+    failpoint::at(Point::RevokeRecorded).await;
     if let Some(server) = broker.servers.get(&lease.server) {
         lease = wait_ended(broker.store.as_ref(), server, lease, WAIT).await?;
     }

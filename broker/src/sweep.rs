@@ -11,6 +11,7 @@ use kdbt_api::lease::{LeaseId, LeaseStatus};
 use crate::audit::{Actor, AuditEvent};
 use crate::clock::Clock;
 use crate::end::PROVISIONING_FOR;
+use crate::failpoint::{self, Point};
 use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState};
 use crate::server::{Server, SweepResult};
 use crate::store::{Adopted, Change, LeaseFilter, LeaseStore, Page, StoreError, UnreadableLease};
@@ -59,6 +60,7 @@ pub enum SweepError {
 /// One full comparison. Only a sweep that reaches its end counts for the server's health.
 pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -> Result<SweepReport, SweepError> {
     let catalog = server.warehouse.marked_users().await?;
+    failpoint::at(Point::SweepCatalogRead).await;
     // The answer was made about half a round trip ago.
     let read_at = clock.elapsed();
     let asked = clock.now() - catalog.round_trip / 2;
@@ -69,6 +71,7 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
     let now = catalog.server_time;
 
     let live = Live::on(store, server).await?;
+    failpoint::at(Point::SweepStoreRead).await;
     let mut report = SweepReport {
         users: catalog.users.len(),
         unreadable: live.unreadable.len(),
@@ -97,6 +100,7 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
     let seen = leases_of(&catalog.users);
     report.vanished = end_vanished(store, &live.leases, &seen, now).await?;
     report.dangerous += hidden(&live.leases, &seen);
+    failpoint::at(Point::SweepRecorded).await;
     server.swept(SweepResult {
         server_time: now + catalog.round_trip / 2 + clock.elapsed().saturating_sub(read_at),
         offset_millis,
@@ -234,6 +238,7 @@ async fn resolve(
         if ends_at > now && user.can_login {
             match store.adopt(&server.name, user, ends_at, now).await {
                 Ok(Adopted::New(lease)) => {
+                    failpoint::at(Point::SweepAdopted).await;
                     report.adopted += 1;
                     if server.has_swept() {
                         report.intruding += 1;
@@ -278,6 +283,7 @@ async fn end_stray(
         Ok(outcome) => {
             report.ended += 1;
             tracing::warn!(server = %server.name, role = %user.rolname, ?outcome, "a user without a lease was ended");
+            failpoint::at(Point::SweepStrayEnded).await;
             store.audit(stray_ended(server, user, now)).await?;
             Ok(Fate::Ended)
         }

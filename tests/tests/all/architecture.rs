@@ -23,13 +23,15 @@ const BROKER: &[(&str, &str)] = &[
     // Pure but for the file of what is approved, which `yaml` reads.
     ("residue", "diagnostics yaml"),
     ("config", "diagnostics identity policy yaml"),
+    // Named steps at which test builds die or wait.
+    ("failpoint", ""),
     // The ports.
     ("clock", ""),
     ("store", "audit grant lease residue warehouse"),
     ("warehouse", "grant lease mark residue"),
     // The adapters: their port and pure modules, never another adapter.
     ("store::sqlite", "audit clock lease store warehouse"),
-    ("warehouse::postgres", "grant lease mark residue warehouse"),
+    ("warehouse::postgres", "failpoint grant lease mark residue warehouse"),
     ("warehouse::snowflake", "clock grant lease mark warehouse"),
     ("identity", "clock"),
     // The use cases and what they share.
@@ -42,15 +44,15 @@ const BROKER: &[(&str, &str)] = &[
     ),
     (
         "issue",
-        "audit broker end grant identity lease policy server service store view warehouse",
+        "audit broker end failpoint grant identity lease policy server service store view warehouse",
     ),
     (
         "renew",
-        "audit broker identity lease policy service store view warehouse",
+        "audit broker failpoint identity lease policy service store view warehouse",
     ),
-    ("revoke", "audit broker end identity lease service store view"),
-    ("end", "audit lease server store warehouse"),
-    ("sweep", "audit clock end lease server store warehouse"),
+    ("revoke", "audit broker end failpoint identity lease service store view"),
+    ("end", "audit failpoint lease server store warehouse"),
+    ("sweep", "audit clock end failpoint lease server store warehouse"),
     (
         "scan",
         "audit broker diagnostics grant lease metrics residue server store warehouse",
@@ -63,8 +65,8 @@ const BROKER: &[(&str, &str)] = &[
     // The only module of the service that names adapters.
     (
         "app",
-        "audit broker clock config http identity metrics policy reaper scan server store store::sqlite warehouse \
-         warehouse::postgres warehouse::snowflake",
+        "audit broker clock config failpoint http identity metrics policy reaper scan server store store::sqlite \
+         warehouse warehouse::postgres warehouse::snowflake",
     ),
     // The operator's commands: `audit` reads a store's file, `doctor` looks at servers and issuers, both without a broker.
     (

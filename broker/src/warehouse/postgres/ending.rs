@@ -14,6 +14,7 @@ use super::plan::{self, BROKER};
 use super::pool::Taken;
 use super::sql::{ANOTHER_ROLE, Era, Step, Target, Use, literal};
 use super::{PostgresConfig, PostgresWarehouse};
+use crate::failpoint::{self, Point};
 use crate::lease::{EngineId, UserRef};
 use crate::mark::{self, Mark};
 use crate::warehouse::{EndOutcome, MarkedUser, WarehouseError};
@@ -101,6 +102,7 @@ impl Ending<'_> {
     pub(super) async fn extend(&self, user: &UserRef, ends_at: Timestamp) -> Result<(), WarehouseError> {
         let link = self.warehouse.end.take().await?;
         let found = self.find(&link, user).await?.ok_or(WarehouseError::Gone)?;
+        failpoint::at(Point::ExtendFound).await;
         let act = Step::ValidUntil {
             role: found.target.name.clone(),
             until: ends_at,
@@ -198,6 +200,7 @@ impl Ending<'_> {
 
     async fn ladder(&self, link: Taken, found: Found, heir: &Heir) -> Result<EndOutcome, WarehouseError> {
         let target = &found.target;
+        failpoint::at(Point::EndFound).await;
         if let Some(left) = self.lock_out(&link, &found, heir).await? {
             return Ok(EndOutcome::Blocked(left));
         }
@@ -205,14 +208,19 @@ impl Ending<'_> {
         // Nearly every user owns nothing.
         if clean::count(&link, target.oid).await? > 0 {
             self.join(&link, target).await?;
+            failpoint::at(Point::EndJoined).await;
             left = clean::clean(self, &link, target, heir).await?;
+            failpoint::at(Point::EndCleaned).await;
             if clean::count(&link, target.oid).await? > clean::AT_ONCE {
                 // DROP ROLE would write a line about each.
                 return Ok(EndOutcome::Blocked(left));
             }
         }
         match self.drop_role(&link, target).await {
-            Ok(()) => self.orphans(&link, target.oid).await,
+            Ok(()) => {
+                failpoint::at(Point::EndDropped).await;
+                self.orphans(&link, target.oid).await
+            }
             Err(failure) if failure.code() == ANOTHER_ROLE => self.orphans(&link, target.oid).await,
             Err(failure) if failure.code() == "2BP01" => {
                 if left.is_empty() {
@@ -242,7 +250,10 @@ impl Ending<'_> {
                     role: target.name.clone(),
                 };
                 match link.run("lock a user out", &plan::guarded(target, [act])).await {
-                    Ok(_) => can_login = false,
+                    Ok(_) => {
+                        can_login = false;
+                        failpoint::at(Point::EndLoginsStopped).await;
+                    }
                     Err(failure) if failure.code() == ANOTHER_ROLE => return Ok(None),
                     Err(failure @ Failure::Lost(_)) => return Err(failure.into()),
                     Err(failure) => obstacle = Some(failure),
@@ -264,6 +275,7 @@ impl Ending<'_> {
             if link.era == Era::From16 {
                 revoke_memberships(link, target).await?;
             }
+            failpoint::at(Point::EndMembershipsRevoked).await;
             let mut alive = terminate(link, &pids.own).await > 0;
             // Most of the others are not ours to end. One that is and that stays is a login asleep after its checks;
             // one that goes by itself may be a login of another lease.
@@ -279,6 +291,7 @@ impl Ending<'_> {
                 empty + 1
             };
             if empty >= 2 {
+                failpoint::at(Point::EndSessionsEnded).await;
                 return Ok(None);
             }
             if Instant::now() > deadline {

@@ -14,6 +14,7 @@ use super::PostgresConfig;
 use super::connect::{Connector, Failure, Limits, Link};
 use super::plan;
 use super::sql::{Era, ROAD_TO_LOGIN, ROW_POLICY};
+use crate::failpoint::{self, Point};
 use crate::lease::EngineId;
 use crate::warehouse::{CreateError, NewUser, WarehouseError};
 
@@ -93,6 +94,7 @@ impl Writer {
                 ),
             );
         }
+        failpoint::at(Point::CreateConnected).await;
         // All of a batch have one owner; the databases may differ.
         if personal {
             let mut ready = Vec::with_capacity(jobs.len());
@@ -103,6 +105,7 @@ impl Writer {
                 }
             }
             jobs = ready;
+            failpoint::at(Point::CreateOwnerReady).await;
         }
         self.send(jobs).await;
     }
@@ -119,6 +122,7 @@ impl Writer {
         let users = jobs.iter().map(|job| &job.user);
         let steps = plan::create_users(users, &self.config.installation, link.era);
         let result = link.run("make users", &steps).await;
+        failpoint::at(Point::CreateMade).await;
         match result {
             Ok(rows) => {
                 let oids: HashMap<&str, u32> = rows
