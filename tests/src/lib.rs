@@ -12,6 +12,7 @@ pub mod impostor;
 pub mod issuer;
 pub mod keycloak;
 pub mod lake;
+pub mod leaks;
 pub mod postgres;
 pub mod process;
 pub mod provision;

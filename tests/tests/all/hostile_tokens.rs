@@ -7,8 +7,6 @@
 mod claims;
 #[path = "hostile_tokens/header.rs"]
 mod header;
-#[path = "hostile_tokens/leaks.rs"]
-mod leaks;
 #[path = "hostile_tokens/minted.rs"]
 mod minted;
 #[path = "hostile_tokens/requests.rs"]
@@ -30,13 +28,13 @@ use kdbt_e2e::broker::{BrokerOptions, test_policies};
 use kdbt_e2e::identity::IdentityProvider;
 use kdbt_e2e::issuer::{Issuer, TokenForge};
 use kdbt_e2e::keycloak::Keycloak;
+use kdbt_e2e::leaks::Secrets;
 use kdbt_e2e::postgres::{PgOptions, PgVersion};
 use kdbt_e2e::process::Finished;
 use kdbt_e2e::stack::{Stack, StackOptions};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use self::leaks::Secrets;
 use self::wire::{Answer, Request};
 
 /// How many rows are sent at once.
