@@ -36,6 +36,8 @@ pub struct BrokerOptions {
     pub files: Vec<(String, String)>,
     /// More lines of its configuration.
     pub more: String,
+    /// The port at which it dials its server, if something stands in between.
+    pub dials: Option<u16>,
 }
 
 impl BrokerOptions {
@@ -49,6 +51,7 @@ impl BrokerOptions {
             servers: String::new(),
             files: Vec::new(),
             more: String::new(),
+            dials: None,
         }
     }
 }
@@ -69,19 +72,24 @@ pub struct Broker {
 impl Broker {
     /// Writes its configuration, and starts nothing: the server may still need the bootstrap that is made from it.
     pub fn prepare(options: &BrokerOptions, postgres: &Postgres, issuer: &str) -> Result<Self> {
-        let server = postgres_server(postgres);
-        Self::write(options, &server, issuer)
+        let server = postgres_server(postgres, options.dials);
+        Self::write(options, &server, issuer, random_password())
     }
 
     /// The same with no server but those of the options.
     pub fn prepare_alone(options: &BrokerOptions, issuer: &str) -> Result<Self> {
-        Self::write(options, "", issuer)
+        Self::write(options, "", issuer, random_password())
     }
 
-    fn write(options: &BrokerOptions, server: &str, issuer: &str) -> Result<Self> {
+    /// Another one with the same login at the server, and a folder, a store and ports of its own.
+    pub fn beside(&self, options: &BrokerOptions, postgres: &Postgres, issuer: &str) -> Result<Self> {
+        let server = postgres_server(postgres, options.dials);
+        Self::write(options, &server, issuer, self.password.clone())
+    }
+
+    fn write(options: &BrokerOptions, server: &str, issuer: &str, password: String) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("kdbt-broker-").tempdir()?;
         copy(&options.policies, &folder.path().join("policies"))?;
-        let password = random_password();
         let (port, management_port) = free_ports()?;
         let secret = folder.path().join("dwh.password");
         private(&secret, &password)?;
@@ -115,7 +123,10 @@ impl Broker {
     /// Starts it and does not wait.
     pub fn spawn(&mut self) -> Result<()> {
         let mut command = self.command(&["serve"])?;
-        command.env("RUST_LOG", &self.log);
+        command
+            .env("RUST_LOG", &self.log)
+            .env("KDBT_TESTKIT_FAILPOINTS", self.failpoints_file())
+            .env("KDBT_TESTKIT_CLOCK_OFFSET_FILE", self.clock_offset_file());
         let log = self.log_file();
         let watched = Watched {
             stop_signal: "TERM",
@@ -206,6 +217,16 @@ impl Broker {
     /// Its store's file.
     pub fn store_file(&self) -> PathBuf {
         self.folder.join("kdbt.db")
+    }
+
+    /// Says at which steps it dies or waits, while it exists.
+    pub fn failpoints_file(&self) -> PathBuf {
+        self.folder.join("failpoints")
+    }
+
+    /// Holds the milliseconds that its clock is ahead, while it exists.
+    pub fn clock_offset_file(&self) -> PathBuf {
+        self.folder.join("clock-offset")
     }
 
     /// Where its log goes, through all restarts.
@@ -318,11 +339,13 @@ servers:
     text
 }
 
-/// The server that policies call [`SERVER`].
-fn postgres_server(postgres: &Postgres) -> String {
+/// The server that policies call [`SERVER`]; people are always told its own port.
+fn postgres_server(postgres: &Postgres, dials: Option<u16>) -> String {
     let mut text = format!(
         "  {SERVER}:\n    engine: postgres\n    insecure_transport: true\n    \
-         connect: {{ host: 127.0.0.1, port: {}, user: {LOGIN}, password: {{ file: dwh.password }} }}\n",
+         connect: {{ host: 127.0.0.1, port: {}, user: {LOGIN}, password: {{ file: dwh.password }} }}\n    \
+         public: {{ host: 127.0.0.1, port: {} }}\n",
+        dials.unwrap_or(postgres.port()),
         postgres.port()
     );
     if postgres.version() == PgVersion::Pg15 {

@@ -7,6 +7,7 @@ pub mod client;
 pub mod contract;
 pub mod dbt;
 pub mod demo;
+pub mod fault;
 pub mod identity;
 pub mod impostor;
 pub mod issuer;

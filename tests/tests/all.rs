@@ -6,6 +6,8 @@ mod architecture;
 mod compose;
 #[path = "all/documents.rs"]
 mod documents;
+#[path = "all/faults.rs"]
+mod faults;
 #[path = "all/hostile_tokens.rs"]
 mod hostile_tokens;
 #[path = "all/issuer.rs"]
