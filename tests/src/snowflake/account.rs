@@ -85,6 +85,8 @@ pub struct Account {
     pub(super) objects: Vec<Object>,
     /// Session policies, by their full names.
     pub(super) session_policies: BTreeSet<String>,
+    /// Whether CREATE USER is enough to see all of every user: the vendor's pages do not agree on it.
+    pub(super) creators_see_users: bool,
     /// Network policies and the addresses that each lets in.
     pub(super) network_policies: BTreeMap<String, Vec<String>>,
     /// Milliseconds since the epoch, as the account's clock shows them.
@@ -228,6 +230,11 @@ impl Account {
     /// Makes somebody else the owner of a role.
     pub fn hand_over(&mut self, role: &str, to: &str) {
         self.roles.insert(role.to_owned(), to.to_owned());
+    }
+
+    /// From now on SHOW USERS shows all of every user to who holds CREATE USER.
+    pub fn show_users_to_creators(&mut self) {
+        self.creators_see_users = true;
     }
 
     /// Drops a role by an administrator's hand.

@@ -95,7 +95,7 @@ pub const BEHAVIOURS: &[Behaviour] = &[
     ),
     is(
         "Only a user's owner sees more of it than its name in SHOW USERS.",
-        Vendor("sql-reference/sql/show-users"),
+        Assumption("U15"),
     ),
     is(
         "SHOW USERS shows DEFAULT_SECONDARY_ROLES to the owner, as a list.",

@@ -425,7 +425,8 @@ fn show_users(account: &Account, role: &str, words: &mut Reader) -> Result<Table
     let seen = account.users.iter().filter(|(name, _)| name.starts_with(&prefix));
     let page = seen.filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after));
     let rows = page.take(usize::try_from(limit).unwrap()).map(|(name, user)| {
-        let own = account.owns(role, &user.owner);
+        let sees_all = account.creators_see_users && account.holds(role, "CREATE USER");
+        let own = sees_all || account.owns(role, &user.owner);
         let only_owner = |value: Option<String>| value.filter(|_| own);
         vec![
             Some(name.clone()),

@@ -249,10 +249,17 @@ async fn a_user_that_was_renamed_or_handed_over_is_seen_as_far_as_the_account_sh
     );
     let hidden = world.found("hidden-users").await;
     assert!(hidden.message.ends_with(": KDBT_BOB_0"), "{hidden:?}");
+    world.simulator.change(Account::show_users_to_creators);
+    let handed_over = world.found("handed-over-users").await;
+    assert!(
+        handed_over.severity == Severity::Warning && handed_over.remedy == hidden.remedy,
+        "{handed_over:?}"
+    );
     let cure = format!("USE ROLE SECURITYADMIN; {}", hidden.remedy.unwrap());
     world.simulator.run_script(&cure).unwrap();
     let after = world.warehouse.check(&world.needs).await;
-    assert!(after.iter().all(|finding| finding.code != "hidden-users"), "{after:?}");
+    let odd = ["hidden-users", "handed-over-users"];
+    assert!(after.iter().all(|finding| !odd.contains(&finding.code)), "{after:?}");
 }
 
 #[tokio::test]

@@ -21,73 +21,112 @@ const SERVES: [&str; 2] = ["FUNCTION", "STREAM"];
 /// So many are named.
 const NAMED: usize = 20;
 
+/// What is not as it should be with a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Oddity {
+    /// A lease's name, and no mark.
+    Foreign,
+    /// A lease's name, and nothing more to be seen.
+    Hidden,
+    /// Ours by its mark, and another role's.
+    HandedOver,
+    /// Ours by its mark, under a name that no lease has.
+    Renamed,
+    /// Ours, and its end got stuck.
+    Disabled,
+}
+
+const ODDITIES: [(Oddity, Severity, &str, &str); 5] = [
+    (
+        Oddity::Foreign,
+        Severity::Info,
+        "foreign-users",
+        "users with a lease's name and no mark, which are never touched",
+    ),
+    (
+        Oddity::Hidden,
+        Severity::Info,
+        "hidden-users",
+        "users with a lease's name that another role owns, by another installation or handed over; for the latter",
+    ),
+    (
+        Oddity::HandedOver,
+        Severity::Warning,
+        "handed-over-users",
+        "users of leases that another role owns, and that can therefore not be ended",
+    ),
+    (
+        Oddity::Renamed,
+        Severity::Warning,
+        "renamed-users",
+        "users of leases that were renamed; they end with their leases",
+    ),
+    (
+        Oddity::Disabled,
+        Severity::Warning,
+        "disabled-users",
+        "users that are disabled and could not be dropped",
+    ),
+];
+
 impl SnowflakeWarehouse {
     /// Users that are, or look like, those of leases.
     pub(super) async fn users(&self, needs: &Needs, findings: &mut Vec<Finding>) -> Result<(), WarehouseError> {
-        let ours = mark::prefix(&self.config.installation);
         let listing = self.list(None, self.patience()).await?;
-        let marked = |user: &Listed, prefix: &str| user.comment.as_deref().is_some_and(|text| text.starts_with(prefix));
-        let named = |user: &Listed| user.name.starts_with(PREFIX) && user.name != self.config.user;
-        let hidden = |user: &Listed| user.comment.is_none() && user.owner.is_none();
-        let mut say = |severity, code, what: &str, chosen: &dyn Fn(&Listed) -> bool, cure: &dyn Fn(&str) -> String| {
-            let users: Vec<&str> = listing
-                .users
-                .iter()
-                .filter(|user| chosen(user))
-                .map(|user| &*user.name)
-                .collect();
-            if !users.is_empty() {
-                let cures: Vec<String> = users
-                    .iter()
-                    .map(|user| cure(user))
-                    .filter(|cure| !cure.is_empty())
-                    .collect();
-                let remedy = (!cures.is_empty()).then(|| cures.join("\n"));
-                findings.push(finding(severity, code, format!("{what}: {}", users.join(", ")), remedy));
-            }
-        };
-        let none = |_: &str| String::new();
-        let strange = |user: &Listed| named(user) && !hidden(user) && !marked(user, "kdbt/");
-        say(
-            Severity::Info,
-            "foreign-users",
-            "users with a lease's name and no mark, which are never touched",
-            &strange,
-            &none,
-        );
         let broker = ident(&self.config.role);
-        let unseen = |user: &Listed| named(user) && hidden(user);
-        say(
-            Severity::Info,
-            "hidden-users",
-            "users with a lease's name that another role owns, by another installation or handed over; for the latter",
-            &unseen,
-            &|user| format!("{};", ownership(user, &broker)),
-        );
-        let renamed = |user: &Listed| marked(user, &ours) && !user.name.starts_with(PREFIX);
-        say(
-            Severity::Warning,
-            "renamed-users",
-            "users of leases that were renamed; they end with their leases",
-            &renamed,
-            &none,
-        );
-        let stuck = |user: &Listed| marked(user, &ours) && user.disabled;
-        say(
-            Severity::Warning,
-            "disabled-users",
-            "users that are disabled and could not be dropped",
-            &stuck,
-            &none,
-        );
-        for user in listing
-            .users
-            .iter()
-            .filter(|user| marked(user, &ours) && user.all_roles)
-        {
+        for (oddity, severity, code, what) in ODDITIES {
+            let odd = listing.users.iter().filter(|user| self.oddity(user) == Some(oddity));
+            let users: Vec<&str> = odd.map(|user| &*user.name).collect();
+            if users.is_empty() {
+                continue;
+            }
+            let give_back = || {
+                let each: Vec<String> = users
+                    .iter()
+                    .map(|user| format!("{};", ownership(user, &broker)))
+                    .collect();
+                each.join("\n")
+            };
+            let remedy = matches!(oddity, Oddity::Hidden | Oddity::HandedOver).then(give_back);
+            findings.push(finding(severity, code, format!("{what}: {}", users.join(", ")), remedy));
+        }
+        for user in listing.users.iter().filter(|user| user.all_roles && self.is_ours(user)) {
             self.all_roles(user, needs, findings).await?;
         }
         Ok(())
+    }
+
+    fn is_ours(&self, user: &Listed) -> bool {
+        let prefix = mark::prefix(&self.config.installation);
+        user.comment
+            .as_deref()
+            .is_some_and(|comment| comment.starts_with(&prefix))
+    }
+
+    fn oddity(&self, user: &Listed) -> Option<Oddity> {
+        let has_a_leases_name = user.name.starts_with(PREFIX) && user.name != self.config.user;
+        let is_marked = user
+            .comment
+            .as_deref()
+            .is_some_and(|comment| comment.starts_with("kdbt/"));
+        if self.is_ours(user) {
+            let owner = user.owner.as_deref();
+            return if owner.is_some_and(|owner| owner != self.config.role) {
+                Some(Oddity::HandedOver)
+            } else if user.disabled {
+                Some(Oddity::Disabled)
+            } else {
+                (!has_a_leases_name).then_some(Oddity::Renamed)
+            };
+        }
+        if !has_a_leases_name || is_marked {
+            return None;
+        }
+        Some(if user.comment.is_none() && user.owner.is_none() {
+            Oddity::Hidden
+        } else {
+            Oddity::Foreign
+        })
     }
 
     /// A user that uses all its roles at once may hold what its lease unites, and nothing else.
