@@ -4,6 +4,8 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -374,9 +376,20 @@ fn random_password() -> String {
     letters.take(24).map(char::from).collect()
 }
 
-/// Two at the same time, so that they differ.
+/// Two ports that nobody listens on.
 fn free_ports() -> Result<(u16, u16)> {
-    let listen = || TcpListener::bind("127.0.0.1:0");
-    let (one, other) = (listen()?, listen()?);
-    Ok((one.local_addr()?.port(), other.local_addr()?.port()))
+    Ok((free_port()?, free_port()?))
+}
+
+/// Below the ports that the system gives to whoever asks for any: else a connection of another test may take it before
+/// the broker does. Each is given once by a process.
+fn free_port() -> Result<u16> {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::rng().random_range(0..COUNT)));
+    let ports = std::iter::repeat_with(|| FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT);
+    let mut free = ports
+        .take(usize::from(COUNT))
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().context("no port is free")
 }
