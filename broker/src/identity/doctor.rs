@@ -2,6 +2,8 @@
 //! for `kdbt-broker doctor` alone, since the serving broker needs no right at the issuer.
 
 mod admin;
+mod entries;
+mod need;
 mod realm;
 
 use std::collections::BTreeSet;

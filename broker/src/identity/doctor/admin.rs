@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use url::Url;
 
-use super::realm::{ClientEntry, Grants, Profile, Realm, RealmEntry, ScopeEntry};
+use super::entries::{ClientEntry, Profile, RealmEntry, ScopeEntry};
+use super::realm::{Grants, Realm};
 use super::{AdminAccess, Reads};
 use crate::identity::fetch;
 use crate::identity::issuer::{IssuerConfig, has_credentials, may_be_dialled};

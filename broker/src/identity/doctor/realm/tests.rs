@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::identity::issuer::Provides;
 
 fn mapper(kind: &str, claim: &str, more: &Value) -> Value {
     let mut config = json!({ "claim.name": claim, "access.token.claim": "true" });
@@ -271,15 +272,4 @@ fn a_neighbour_that_carries_our_audience_is_named() {
     });
     assert_eq!((flaw.code, flaw.serious), ("audience-elsewhere", false));
     assert!(flaw.what.contains("other"), "{flaw:?}");
-}
-
-#[test]
-fn a_claim_s_name_is_cut_as_keycloak_cuts_it() {
-    for (name, segments) in [
-        ("groups", &["groups"][..]),
-        ("realm_access.roles", &["realm_access", "roles"]),
-        (r"https://acme\.example/team", &["https://acme.example/team"]),
-    ] {
-        assert_eq!(segments_of_name(name), segments);
-    }
 }
