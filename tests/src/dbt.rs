@@ -28,6 +28,23 @@ impl Dbt {
         Some(environment.join("bin").join(name)).filter(|_| environment.join("complete").exists())
     }
 
+    /// Our PATH with this dbt's programs, these folders and our client before it.
+    pub fn path(self, folders: impl IntoIterator<Item = PathBuf>) -> Result<String> {
+        let dbt = self
+            .program("dbt")
+            .with_context(|| format!("{self} is not on this machine; `cargo verify` fetches it"))?;
+        let client = crate::binaries::client_bin().parent();
+        let ours = std::env::var_os("PATH").unwrap_or_default();
+        let all = dbt
+            .parent()
+            .map(Path::to_owned)
+            .into_iter()
+            .chain(folders)
+            .chain(client.map(Path::to_owned))
+            .chain(std::env::split_paths(&ours));
+        std::env::join_paths(all)?.into_string().ok().context("PATH is no text")
+    }
+
     /// Can a test that needs it run? Where not, it says so and passes, except in CI (`CI=true`), where it fails.
     pub fn is_there(self) -> bool {
         let there = self.program("dbt").is_some();

@@ -18,6 +18,7 @@ pub mod fakesnow;
 pub mod fault;
 pub mod gate;
 mod server;
+pub mod stack;
 mod statement;
 pub mod token;
 pub mod words;
@@ -225,6 +226,13 @@ impl Simulator {
         Ok(())
     }
 
+    /// One statement of a role, as somebody who holds it asks in a worksheet.
+    pub fn ask(&self, role: &str, text: &str) -> Result<Table, Refusal> {
+        let mut inside = self.inside();
+        inside.tick();
+        statement::run(&mut inside.account, "ADMIN", role, text)
+    }
+
     /// Every statement so far.
     pub fn transcript(&self) -> Vec<Said> {
         self.inside().transcript.clone()
@@ -265,11 +273,6 @@ impl Simulator {
         let mut inside = self.inside();
         inside.tick();
         inside.log_in(token)
-    }
-
-    /// Whether a session of this user goes on.
-    pub fn is_session_alive(&self, user: &str) -> bool {
-        self.look(|account| account.user(user).is_some_and(|user| !user.disabled))
     }
 }
 

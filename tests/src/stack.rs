@@ -141,20 +141,9 @@ impl Stack {
         Ok(machine.with("PATH", &self.path()?))
     }
 
-    /// Our path with dbt and the server's own programs before it.
+    /// Our PATH with dbt and the server's own programs before it.
     pub fn path(&self) -> Result<String> {
-        let dbt = Dbt::Postgres
-            .program("dbt")
-            .context("dbt is not on this machine; `cargo verify` fetches it")?;
-        let folders = [
-            dbt.parent().map(Path::to_owned),
-            self.postgres.version().bin_dir(),
-            crate::binaries::client_bin().parent().map(Path::to_owned),
-        ];
-        let ours = std::env::var_os("PATH").unwrap_or_default();
-        let all = folders.into_iter().flatten().chain(std::env::split_paths(&ours));
-        let joined = std::env::join_paths(all)?;
-        joined.into_string().ok().context("PATH is no text")
+        Dbt::Postgres.path(self.postgres.version().bin_dir())
     }
 
     /// A fresh copy of the demo's project.

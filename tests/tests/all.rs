@@ -26,6 +26,8 @@ mod residue;
 mod row_policies;
 #[path = "all/simulator.rs"]
 mod simulator;
+#[path = "all/snowflake_dbt.rs"]
+mod snowflake_dbt;
 #[path = "all/snowflake_doctor.rs"]
 mod snowflake_doctor;
 #[path = "all/snowflake_job.rs"]

@@ -1,61 +1,64 @@
-//! fakesnow: answers dbt's queries with `DuckDB`. It knows no users, roles or keys: the gate in front of it does.
+//! fakesnow: answers dbt's queries with `DuckDB`. It knows no users, keys or roles: the gate in front of it does.
 
-use std::net::TcpListener;
-use std::path::PathBuf;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
 
 use crate::dbt::Dbt;
 use crate::watchdog::{Watchdog, Watched};
 
-/// A running server. Dropping it ends it.
+/// Longer than Python takes to load it on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A running server with empty databases in memory. Dropping it stops it.
 #[derive(Debug)]
 pub struct Fakesnow {
-    _process: Watchdog,
+    process: Watchdog,
     port: u16,
+    folder: TempDir,
 }
 
 impl Fakesnow {
-    /// Starts one, and waits until it listens.
+    /// Starts one on a loopback port.
     pub async fn start() -> Result<Self> {
-        let uvicorn = Dbt::Snowflake
-            .program("uvicorn")
-            .context("dbt for Snowflake is not on this machine; `cargo verify` fetches it")?;
+        let program = Dbt::Snowflake
+            .program("fakesnow")
+            .context("fakesnow is not on this machine; `cargo verify` fetches it")?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let folder: PathBuf = tempfile::Builder::new().prefix("kdbt-fakesnow-").tempdir()?.keep();
-        let mut command = Command::new(uvicorn);
-        command
-            .args([
-                "fakesnow.server:app",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                &port.to_string(),
-            ])
-            .current_dir(&folder);
-        let log = folder.join("fakesnow.log");
-        let watched = Watched {
-            stop_signal: "TERM",
-            log: &log,
-            folder: &folder,
-        };
-        let process = Watchdog::start(&command, &watched)?;
-        let deadline = Instant::now() + Duration::from_mins(1);
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            let log = std::fs::read_to_string(&log).unwrap_or_default();
-            ensure!(Instant::now() < deadline, "fakesnow does not listen:\n{log}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        let folder = tempfile::Builder::new().prefix("kdbt-fakesnow-").tempdir()?;
+        let mut command = Command::new(program);
+        command.args(["--server", "--port", &port.to_string()]);
+        let process = Watchdog::start(
+            &command,
+            &Watched {
+                stop_signal: "KILL",
+                log: &folder.path().join("log"),
+                folder: folder.path(),
+            },
+        )?;
+        let mut server = Self { process, port, folder };
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if let Some(status) = server.process.ended()? {
+                bail!("fakesnow ended ({status}):\n{}", server.log());
+            }
+            ensure!(Instant::now() < deadline, "fakesnow does not listen:\n{}", server.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(Self {
-            _process: process,
-            port,
-        })
+        Ok(server)
     }
 
-    /// Where it listens.
+    /// Where it answers.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// What it has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }

@@ -35,7 +35,7 @@ async fn the_connector_signs_what_the_table_of_account_spellings_says() {
 
 /// Panics if `value` breaks a rule that the vendor's description of the SQL API has for this object, null aside: the vendor's own
 /// examples have nulls where its description has numbers.
-fn must_obey(object: &str, value: &Value) {
+pub(crate) fn must_obey(object: &str, value: &Value) {
     let rules: Value = serde_json::from_str(&fs::read_to_string(folder().join("sql_api.json")).unwrap()).unwrap();
     let mut broken = Vec::new();
     check(&rules[object], value, object, &mut broken);

@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use kdbt_api::credential::PrivateKey;
-use kdbt_e2e::broker::{Broker, BrokerOptions};
+use kdbt_e2e::broker::Broker;
 use kdbt_e2e::client::Workstation;
-use kdbt_e2e::dbt::{Dbt, Project};
 use kdbt_e2e::identity::IdentityProvider;
 use kdbt_e2e::process::Finished;
 use kdbt_e2e::snowflake::Simulator;
 use kdbt_e2e::snowflake::account::Account;
 use kdbt_e2e::snowflake::fault::Fault;
-use kdbt_e2e::snowflake::gate::Gate;
-use secrecy::ExposeSecret as _;
+use kdbt_e2e::snowflake::stack::{SnowflakeOptions, SnowflakeStack};
 use serde_json::{Value, json};
 
 const POLICY: &str = r#"kdbt: 1
@@ -40,42 +37,23 @@ struct World {
 }
 
 impl World {
-    /// With a broker that was made by the bootstrap of its own configuration and runs.
+    /// With a broker that was made ready by the bootstrap of its own configuration and runs.
     async fn start() -> Self {
-        Self::on(Simulator::start("MYORG-MYACCT").await.unwrap(), "").await
-    }
-
-    /// On this account, with more of its entry in the configuration.
-    async fn on(simulator: Simulator, more: &str) -> Self {
-        simulator
-            .run_script("USE ROLE SECURITYADMIN; CREATE ROLE OWNER")
-            .unwrap();
         let policies = tempfile::tempdir().unwrap();
         std::fs::write(policies.path().join("policy.yaml"), POLICY).unwrap();
-        let (key, _) = PrivateKey::generate().unwrap();
-        let key = key.secret().expose_secret().to_owned();
-        let mut options = BrokerOptions::new(policies.path());
-        options.servers = format!(
-            "  sf:\n    engine: snowflake\n    connect: {{ account: myorg-myacct, user: KDBT_SVC, role: KDBT_BROKER, \
-             private_key: {{ file: sf.p8 }}, base_url: \"{}\" }}\n",
-            simulator.url()
-        );
-        options.servers.push_str(more);
-        options.files = vec![("sf.p8".to_owned(), format!("{key}\n"))];
-        "trace".clone_into(&mut options.log);
-        let identity = IdentityProvider::play().unwrap();
-        let mut broker = Broker::prepare_alone(&options, &identity.issuer()).unwrap();
-        let script = Finished::of(broker.command(&["doctor", "lake", "--bootstrap"]).unwrap())
-            .await
-            .unwrap();
-        simulator.run_script(&script.expect(0).unwrap().stdout).unwrap();
-        broker.start().await.unwrap();
+        let options = SnowflakeOptions {
+            policies: policies.path().to_owned(),
+            keycloak: false,
+            log: "trace".to_owned(),
+            gate: false,
+        };
+        let stack = SnowflakeStack::start(&options).await.unwrap();
         Self {
-            broker,
-            identity,
-            simulator,
+            broker: stack.broker,
+            identity: stack.identity,
+            simulator: stack.simulator,
             http: reqwest::Client::new(),
-            key,
+            key: stack.key,
         }
     }
 
@@ -124,7 +102,7 @@ impl World {
 }
 
 /// Signs in as a user with a key, as a connector does.
-fn token(key: &str, user: &str) -> String {
+pub(crate) fn token(key: &str, user: &str) -> String {
     use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
     use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
     use base64::Engine as _;
@@ -339,59 +317,4 @@ async fn a_lost_store_loses_no_user_and_a_mark_that_is_over_ends_it() {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// Real dbt, as the client starts it: what the gate lets in, and what it does not.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn real_dbt_builds_with_the_brokers_fragment_and_is_refused_without_its_key_or_after_its_end() {
-    if !Dbt::Snowflake.is_there() || !Dbt::OldSnowflake.is_there() {
-        return;
-    }
-    let simulator = Simulator::start("MYORG-MYACCT").await.unwrap();
-    let gate = Gate::start(&simulator).await.unwrap();
-    let port = gate.address().port();
-    let public = format!("    public: {{ host: 127.0.0.1, port: {port}, plain: true }}\n");
-    let world = World::on(simulator, &public).await;
-    let machine = Workstation::new(&world.broker.url()).unwrap();
-    let machine = machine.with("KDBT_TOKEN", &world.identity.played().token_for("ada"));
-    let source = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/snowflake/project"));
-    for dbt in [Dbt::Snowflake, Dbt::OldSnowflake] {
-        let project = Project::copy_of(source, dbt).unwrap();
-        let build = ["exec", "--target", "lake", "--", "dbt", "build", "--no-version-check"];
-        let run = machine.command_in(&project, &build).unwrap();
-        let finished = Finished::of(run).await.unwrap().expect(0).unwrap();
-        assert!(finished.stdout.contains("PASS=5"), "{dbt}: {}", finished.stdout);
-        assert!(world.lease_users().is_empty(), "given back");
-    }
-    assert!(
-        gate.logins()
-            .iter()
-            .all(|(user, let_in)| user == "KDBT_ADA_0" && *let_in),
-        "{:?}",
-        gate.logins()
-    );
-
-    let (_, issued) = world.order().await;
-    let fragment = issued["profiles_yml"].as_str().unwrap().to_owned();
-    let key = issued["secret"]["private_key"].as_str().unwrap();
-    let (other, _) = PrivateKey::generate().unwrap();
-    let project = Project::copy_of(source, Dbt::Snowflake).unwrap();
-    let debug = |profile: String| {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("profiles.yml"), profile).unwrap();
-        let finished = project
-            .dbt(&["debug", "--no-version-check"], folder.path(), &[])
-            .unwrap();
-        (finished.code == 0, finished.output)
-    };
-    let (works, said) = debug(fragment.clone());
-    assert!(works, "{said}");
-    let (works, said) = debug(fragment.replace(key, other.secret().expose_secret()));
-    assert!(!works && said.contains("390144"), "another key: {said}");
-    let with_password = fragment.replace("private_key:", "password:");
-    assert!(!debug(with_password).0, "a password");
-    let id = issued["lease"]["id"].as_str().unwrap();
-    assert_eq!(world.call("DELETE", &format!("leases/{id}"), Value::Null).await.0, 200);
-    let (works, said) = debug(fragment);
-    assert!(!works && said.contains("390144"), "after its end: {said}");
 }

@@ -1,32 +1,15 @@
-//! The story, scene by scene. Whatever a scene says with a tick, it has asked the warehouse, dbt or the broker before.
-
-use std::time::{Duration, Instant};
+//! The story on PostgreSQL. Whatever a scene says with a tick, it has asked the warehouse, dbt or the broker before.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
+use super::people::{self, Builder, Taken};
 use super::screen::Screen;
+use super::shell::Invitation;
 use crate::client::Workstation;
-use crate::dbt::Project;
-use crate::process::Finished;
 use crate::stack::{DATABASE, Stack};
 
-/// Somebody who builds: a machine, and a copy of the project on it.
-#[derive(Debug)]
-pub(super) struct Builder {
-    pub(super) machine: Workstation,
-    pub(super) project: Project,
-}
-
-/// Who is logged in when the story is told.
-#[derive(Debug)]
-pub(super) struct People {
-    pub(super) ada: Builder,
-    pub(super) grace: Workstation,
-}
-
 /// Plays all of it.
-pub(super) async fn play(stack: &Stack, screen: &Screen) -> Result<People> {
+pub(super) async fn play(stack: &Stack, screen: &Screen) -> Result<Invitation> {
     let story = Story { stack, screen };
     let ada = story.ada_logs_in().await?;
     story.ada_builds_twice(&ada).await?;
@@ -37,8 +20,15 @@ pub(super) async fn play(stack: &Stack, screen: &Screen) -> Result<People> {
     story.the_pipeline_builds().await?;
     story.nobody_is_left().await?;
     story.a_lease_runs_out(&ada).await?;
-    story.the_audit_tells_it_all().await?;
-    Ok(People { ada, grace })
+    let named = ["ada", "ben", "grace", "team", "dev"];
+    people::the_audit_tells_it_all(screen, &stack.broker, &named).await?;
+    Ok(Invitation {
+        ada,
+        grace,
+        target: "dev",
+        people: vec!["kdbt-client psql --target team".to_owned()],
+        operator: vec![format!("psql '{}'", stack.postgres.superuser_url(DATABASE))],
+    })
 }
 
 struct Story<'a> {
@@ -47,28 +37,17 @@ struct Story<'a> {
 }
 
 impl Story<'_> {
-    async fn builder(&self, name: &str) -> Result<Builder> {
+    async fn builder(&self, name: &'static str) -> Result<Builder> {
         let machine = self.stack.log_in(name).await?;
         Ok(Builder {
+            name,
             machine,
             project: Stack::project()?,
         })
     }
 
-    /// `kdbt-client exec --target T -- dbt build`; what it said.
-    async fn build(&self, who: &str, machine: &Workstation, project: &Project, target: &str) -> Result<Finished> {
-        self.screen
-            .command(who, &format!("kdbt-client exec --target {target} -- dbt build"));
-        let run = machine
-            .run_in(project, &["exec", "--target", target, "--", "dbt", "build"])
-            .await?;
-        let run = run.expect(0).with_context(|| format!("{who} builds in {target}"))?;
-        let summary = run.stdout.lines().find(|line| line.contains("Done. PASS="));
-        let summary = summary.with_context(|| format!("dbt gave no summary:\n{}", run.stdout))?;
-        ensure!(summary.contains("ERROR=0"), "dbt says: {summary}");
-        let from = summary.find("PASS=").unwrap_or_default();
-        self.screen.seen(&format!("dbt: {}", summary[from..].trim()));
-        Ok(run)
+    async fn build(&self, who: &Builder, target: &str) -> Result<()> {
+        who.build(self.screen, target, &[]).await.map(drop)
     }
 
     /// Who wrote how many rows of the incremental model, most rows first.
@@ -86,31 +65,20 @@ impl Story<'_> {
         self.screen.scene("Ada logs in");
         self.screen.command("ada", "kdbt-client login");
         let ada = self.builder("ada").await?;
-        let who = ada.machine.run(&["whoami", "--json"]).await?.expect(0)?;
-        ensure!(who.stdout.contains("ada"), "whoami says: {}", who.stdout);
-        let listed = ada.machine.run(&["targets", "--json"]).await?.expect(0)?;
-        let list: Value = serde_json::from_str(&listed.stdout).context("targets --json")?;
-        let targets = list.as_array().context("no list of targets")?;
-        let names: Vec<&str> = targets.iter().filter_map(|one| one["target"].as_str()).collect();
-        ensure!(
-            names.contains(&"team") && names.contains(&"dev"),
-            "her targets are {names:?}"
-        );
-        self.screen
-            .seen(&format!("she is logged in and may ask for: {}", names.join(", ")));
+        people::introduce(self.screen, "ada", &ada.machine, &["team", "dev"]).await?;
         Ok(ada)
     }
 
     async fn ada_builds_twice(&self, ada: &Builder) -> Result<()> {
         self.screen
             .scene("Ada builds the team's models, as a user that exists only meanwhile");
-        self.build("ada", &ada.machine, &ada.project, "team").await?;
+        self.build(ada, "team").await?;
         let login = self.all_rows_by_one("kdbt_ada_").await?;
         self.screen.seen(&format!("200 orders, each written by {login}"));
         self.gone(&login).await?;
         let before = self.relation("analytics_marts.orders").await?;
 
-        self.build("ada", &ada.machine, &ada.project, "team").await?;
+        self.build(ada, "team").await?;
         ensure!(
             self.relation("analytics_marts.orders").await? == before,
             "the incremental model was made anew"
@@ -152,7 +120,7 @@ impl Story<'_> {
         self.screen.scene("Ben, of the same team, goes on where Ada stopped");
         self.screen.command("ben", "kdbt-client login");
         let ben = self.builder("ben").await?;
-        self.build("ben", &ben.machine, &ben.project, "team").await?;
+        self.build(&ben, "team").await?;
         let rows = self.written_by("analytics_marts").await?;
         match rows.as_slice() {
             [(first, 175), (second, 25)] if first.starts_with("kdbt_ada_") && second.starts_with("kdbt_ben_") => {
@@ -199,7 +167,7 @@ impl Story<'_> {
 
     async fn ada_builds_in_her_own_schema(&self, ada: &Builder) -> Result<()> {
         self.screen.scene("Ada tries something in her own schema");
-        self.build("ada", &ada.machine, &ada.project, "dev").await?;
+        self.build(ada, "dev").await?;
         let owners = self.owners("dbt_ada%").await?;
         let schemas: std::collections::BTreeSet<&str> = owners
             .iter()
@@ -242,24 +210,19 @@ impl Story<'_> {
             "she should not read raw data: {raw:?}"
         );
         self.screen.seen("raw data is refused to her by the warehouse");
-        self.screen
-            .command("grace", "kdbt-client exec --target team -- dbt build");
-        let project = Stack::project()?;
-        let refused = grace
-            .run_in(&project, &["exec", "--target", "team", "--", "dbt", "build"])
-            .await?;
-        ensure!(refused.code == 125, "building should be refused to her: {refused:?}");
-        self.screen.lines(refused.stderr.lines());
-        self.screen.seen("the team's target is refused to her by the policy");
+        people::refused(self.screen, "grace", &grace, &Stack::project()?, "team").await?;
         Ok(grace)
     }
 
     async fn the_pipeline_builds(&self) -> Result<()> {
         self.screen
             .scene("The pipeline builds, with a service account instead of a person");
-        let pipeline = self.stack.pipeline()?;
-        let project = Stack::project()?;
-        self.build("ci", &pipeline, &project, "team").await?;
+        let pipeline = Builder {
+            name: "ci",
+            machine: self.stack.pipeline()?,
+            project: Stack::project()?,
+        };
+        self.build(&pipeline, "team").await?;
         let rows = self.written_by("analytics_marts").await?;
         let by_others = |login: &str| !login.starts_with("kdbt_ada_") && !login.starts_with("kdbt_ben_");
         let (login, _) = rows
@@ -280,85 +243,30 @@ impl Story<'_> {
 
     async fn a_lease_runs_out(&self, ada: &Builder) -> Result<()> {
         self.screen.scene("A lease runs out while somebody works with it");
-        let ttl = self.shortest_ttl(ada).await?;
-        self.screen.command(
-            "ada",
-            &format!("kdbt-client profile --target dev --ttl {ttl} > profiles.yml"),
-        );
-        let taken = ada
-            .machine
-            .run(&["profile", "--target", "dev", "--ttl", &ttl, "--json"])
-            .await?
-            .expect(0)?;
-        let lease: Value = serde_json::from_str(&taken.stdout).context("profile --json")?;
-        let text = |value: &Value| {
-            value
-                .as_str()
-                .map(str::to_owned)
-                .context("a text is missing in the lease")
-        };
-        let user = text(&lease["connection"]["user"])?;
-        let password = text(&lease["password"])?;
-        let ends_at: jiff::Timestamp = text(&lease["lease"]["ends_at"])?.parse()?;
-
-        let session = self.stack.postgres.connect_as(DATABASE, &user, &password).await?;
+        let ttl = people::shortest_ttl(&ada.machine, "dev").await?;
+        let lease = Taken::by(self.screen, ada, "dev", &["--ttl", &ttl]).await?;
+        let user = &lease.user;
+        let password = lease.password.as_deref().context("the lease has no password")?;
+        let session = self.stack.postgres.connect_as(DATABASE, user, password).await?;
         session.simple_query("SELECT 1").await?;
         self.screen
             .seen(&format!("{user} has an open session; its lease ends in {ttl}"));
-        let give_up = Instant::now() + Duration::from_mins(2);
         let exists = format!("SELECT 1 FROM pg_roles WHERE rolname = '{user}'");
-        while !self.stack.rows(&exists).await?.is_empty() {
-            ensure!(Instant::now() < give_up, "{user} is still there");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let late = jiff::Timestamp::now().duration_since(ends_at).as_secs_f32();
-        ensure!(
-            (0.0..10.0).contains(&late),
-            "{user} was dropped {late:.1} s after the end"
-        );
+        let late = lease
+            .runs_out(async || Ok(!self.stack.rows(&exists).await?.is_empty()))
+            .await?;
+        ensure!(late >= 0.0, "{user} was dropped {:.1} s before the end", -late);
         self.screen
             .seen(&format!("the reaper dropped {user}, {late:.1} s after the lease's end"));
         let cut = session.simple_query("SELECT 1").await;
         ensure!(cut.is_err(), "the session outlived its user");
         self.screen.seen("its session was cut");
-        let again = self.stack.postgres.connect_as(DATABASE, &user, &password).await;
+        let again = self.stack.postgres.connect_as(DATABASE, user, password).await;
         ensure!(again.is_err(), "the password still opens the warehouse");
         self.screen.seen("its password opens nothing any more");
         let schemas = self.owners("dbt_ada%").await?;
         ensure!(!schemas.is_empty(), "what she built is gone");
         self.screen.seen("what Ada built is still there, and still hers");
-        Ok(())
-    }
-
-    /// The least that may be asked for in the target `dev`.
-    async fn shortest_ttl(&self, ada: &Builder) -> Result<String> {
-        let listed = ada.machine.run(&["targets", "--json"]).await?.expect(0)?;
-        let list: Value = serde_json::from_str(&listed.stdout)?;
-        let targets = list.as_array().context("no list of targets")?;
-        let dev = targets
-            .iter()
-            .find(|one| one["target"] == "dev")
-            .context("no target dev")?;
-        let least = dev["ttl"]["min"].as_str().context("dev has no shortest TTL")?;
-        Ok(least.to_owned())
-    }
-
-    async fn the_audit_tells_it_all(&self) -> Result<()> {
-        self.screen.scene("What the audit says");
-        self.screen.command("operator", "kdbt-broker audit show");
-        let shown = Finished::of(self.stack.broker_command(&["audit", "show"])?)
-            .await?
-            .expect(0)?;
-        let lines: Vec<&str> = shown.stdout.lines().collect();
-        self.screen.lines(&lines[lines.len().saturating_sub(12)..]);
-        for word in ["ada", "ben", "grace", "team", "dev"] {
-            ensure!(shown.stdout.contains(word), "the audit does not name {word}");
-        }
-        self.screen
-            .seen(&format!("{} lines, with each person and each refusal", lines.len()));
-        let verified = Finished::of(self.stack.broker_command(&["audit", "verify"])?).await?;
-        verified.expect(0).context("audit verify")?;
-        self.screen.seen("its chain is whole");
         Ok(())
     }
 }
