@@ -60,9 +60,9 @@ async fn the_oldest_dbt_builds_too_and_neither_another_key_nor_a_password_opens_
         .with("PATH", &Dbt::OldSnowflake.path([]).unwrap());
     let project = SnowflakeStack::project(Dbt::OldSnowflake).unwrap();
     let build = ["exec", "--target", "lake", "--", "dbt", "build"];
-    let built = ada.run_in(&project, &build).await.unwrap().expect(0).unwrap().stdout;
-    assert!(built.contains("dbt=1.9"), "{built}");
-    assert!(built.contains("ERROR=0") && built.contains("PASS=8"), "{built}");
+    let said = ada.run_in(&project, &build).await.unwrap().expect(0).unwrap().stdout;
+    assert!(said.contains("dbt=1.9"), "{said}");
+    assert!(said.contains("ERROR=0") && said.contains("PASS=8"), "{said}");
 
     let project = SnowflakeStack::project(Dbt::Snowflake).unwrap();
     let take = ["profile", "--target", "lake", "--json"];

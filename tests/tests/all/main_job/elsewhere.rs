@@ -10,7 +10,7 @@ use kdbt_e2e::postgres::PgVersion;
 use kdbt_e2e::process::Finished;
 use kdbt_e2e::stack::{DATABASE, Stack};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Caller, Lease, exists, gone, options, own_stack, shared, within};
 
@@ -30,15 +30,15 @@ async fn the_server_holds_the_very_end_that_the_answer_names() {
     for version in PgVersion::ALL {
         let stack = shared(version).await;
         let ada = Caller::person(stack, "ada");
-        for ttl in [json!("20s"), json!("7m"), json!("1h"), Value::Null] {
-            let answer = ada
-                .lease(&json!({ "target": "team", "ttl": ttl }))
-                .await
-                .expect(201)
-                .json();
+        for ttl in ["20s", "7m", "1h"].map(Some).into_iter().chain([None]) {
+            let mut order = json!({ "target": "team" });
+            if let Some(ttl) = ttl {
+                order["ttl"] = json!(ttl);
+            }
+            let answer = ada.lease(&order).await.expect(201).json();
             let lease = Lease::of(&answer);
             let expiry = native_expiry(stack, &lease.user).await;
-            assert_eq!(expiry, Some(lease.ends_at.as_second()), "{ttl}");
+            assert_eq!(expiry, Some(lease.ends_at.as_second()), "{ttl:?}");
             let time = |name: &str| -> jiff::Timestamp { answer["lease"][name].as_str().unwrap().parse().unwrap() };
             assert!(time("ends_at") <= time("max_ends_at"), "{answer}");
             let longest = time("max_ends_at").duration_since(time("issued_at"));
@@ -258,8 +258,8 @@ async fn a_warehouse_that_cannot_be_trusted_gets_no_password_and_no_text_holds_i
         let said = doctor(text).await;
         assert_ne!(said.code, 0, "{what}: {said:?}");
         assert!((said.stdout.clone() + &said.stderr).contains(what), "{what}: {said:?}");
+        // Only a server that can be trusted and reached is shown a password.
+        assert_eq!(attempts().await > before, what == "28P01", "{what}");
     }
-    // Only the last one came as far as a password.
-    assert_eq!(attempts().await, before + 1);
     fs::write(&file, &plain).unwrap();
 }
