@@ -127,8 +127,7 @@ impl Broker {
         let mut command = self.command(&["serve"])?;
         command
             .env("RUST_LOG", &self.log)
-            .env("KDBT_TESTKIT_FAILPOINTS", self.failpoints_file())
-            .env("KDBT_TESTKIT_CLOCK_OFFSET_FILE", self.clock_offset_file());
+            .env("KDBT_TESTKIT_FAILPOINTS", self.failpoints_file());
         let log = self.log_file();
         let watched = Watched {
             stop_signal: "TERM",
@@ -196,14 +195,14 @@ impl Broker {
             .args(arguments)
             .arg("--config")
             .arg(self.config_file())
-            .env("KDBT_TESTKIT_CLOCK_OFFSET_FILE", self.folder.join("clock"))
+            .env("KDBT_TESTKIT_CLOCK_OFFSET_FILE", self.clock_file())
             .current_dir(&self.folder);
         Ok(command)
     }
 
     /// Sets its clock against the machine's, by so many milliseconds; what is ahead has passed. Test builds only.
     pub fn set_clock_ahead(&self, millis: i64) -> Result<()> {
-        Ok(fs::write(self.folder.join("clock"), millis.to_string())?)
+        Ok(fs::write(self.clock_file(), millis.to_string())?)
     }
 
     /// Its configuration.
@@ -226,9 +225,9 @@ impl Broker {
         self.folder.join("failpoints")
     }
 
-    /// Holds the milliseconds that its clock is ahead, while it exists.
-    pub fn clock_offset_file(&self) -> PathBuf {
-        self.folder.join("clock-offset")
+    /// Holds the milliseconds that its clock is ahead.
+    fn clock_file(&self) -> PathBuf {
+        self.folder.join("clock")
     }
 
     /// Where its log goes, through all restarts.

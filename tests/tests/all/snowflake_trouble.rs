@@ -324,8 +324,11 @@ async fn an_account_that_is_down_for_an_hour_loses_nothing_and_is_named_meanwhil
     lake.broker.set_clock_ahead(90 * 60_000).unwrap();
     lake.simulator.set_ahead(90 * 60_000);
     lake.identity.played().set_clock_offset(90 * 60);
-    let (issuing, detail) = lake.server().await.unwrap();
-    assert!(!issuing && detail.starts_with("the last full sweep is 54"), "{detail}");
+    lake.until("it says how long it has not seen the account", async |lake| {
+        matches!(lake.server().await, Some((false, detail)) if detail.starts_with("the last full sweep is 54"))
+    })
+    .await
+    .unwrap();
     assert_unavailable(&lake.order(&json!({})).await.unwrap(), "issuing-stopped");
     assert_eq!(lake.give_back(&given_back).await.unwrap(), 202);
 
