@@ -18,14 +18,8 @@ use super::{Caller, options};
 async fn misled(impostor: &Impostor) -> Stack {
     let stack = Stack::prepare(&options(PgVersion::Pg15), |_| {}).await.unwrap();
     let ca = stack.postgres.ca_file().unwrap().display().to_string();
-    configure(
-        &stack,
-        "insecure_transport: true",
-        &format!(
-            "public: {{ host: 127.0.0.1, port: {}, ca_file: {ca} }}",
-            impostor.port()
-        ),
-    );
+    configure(&stack, "    insecure_transport: true\n", "");
+    tell(&stack, &format!("port: {}, ca_file: {ca}", impostor.port()));
     configure(&stack, "dwh.password }", &format!("dwh.password }}, ca_file: {ca}"));
     configure(
         &stack,
@@ -42,6 +36,13 @@ fn configure(stack: &Stack, what: &str, instead: &str) {
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains(what), "{text}");
     fs::write(file, text.replace(what, instead)).unwrap();
+}
+
+/// Sends the users of the server elsewhere than to its own port.
+fn tell(stack: &Stack, port: &str) {
+    let public = |port: &str| format!("public: {{ host: 127.0.0.1, {port} }}");
+    let own = format!("port: {}", stack.postgres.port());
+    configure(stack, &public(&own), &public(port));
 }
 
 /// A form in which a lease is handed out and used, by a command that logs in.
@@ -224,11 +225,7 @@ async fn a_server_that_cannot_prove_itself_is_told_no_password_by_any_form_of_a_
 async fn on_an_insecure_target_exec_still_tells_dbt_no_password_to_give_away() {
     let impostor = Impostor::start().unwrap();
     let stack = Stack::prepare(&options(PgVersion::Pg18), |_| {}).await.unwrap();
-    let public = format!(
-        "insecure_transport: true\n    public: {{ host: 127.0.0.1, port: {} }}",
-        impostor.port()
-    );
-    configure(&stack, "insecure_transport: true", &public);
+    tell(&stack, &format!("port: {}", impostor.port()));
     let mut stack = stack.bootstrapped(|_| {}).await.unwrap();
     stack.broker.start().await.unwrap();
     let ada = stack.log_in("ada").await.unwrap();
