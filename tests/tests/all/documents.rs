@@ -131,6 +131,21 @@ fn every_test_that_the_security_document_names_exists() {
     }
 }
 
+#[test]
+fn every_finding_that_the_hardening_list_names_is_one_of_the_doctors() {
+    let code = sources(&["broker/src/warehouse", "broker/src/identity"]).concat();
+    let text = read("docs/security.md");
+    let rows = text.lines().filter_map(|line| line.split_once("| doctor"));
+    let findings: Vec<&str> = rows
+        .flat_map(|(_, cell)| quoted(cell))
+        .filter(|text| text.contains('-') && !text.starts_with('-'))
+        .collect();
+    assert!(findings.len() > 20, "{findings:?}");
+    for finding in findings {
+        assert!(code.contains(&format!("\"{finding}\"")), "no doctor says {finding}");
+    }
+}
+
 fn is_test_name(text: &str) -> bool {
     text.matches('_').count() >= 3
         && text

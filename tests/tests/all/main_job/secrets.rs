@@ -1,13 +1,16 @@
 //! No secret and no token stays anywhere but with its holder.
 
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 use kdbt_e2e::broker::BrokerOptions;
 use kdbt_e2e::postgres::PgVersion;
 use kdbt_e2e::stack::{Stack, StackOptions};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use super::{Caller, Lease, options};
+use super::{Caller, Lease, options, shared};
 
 #[tokio::test]
 async fn neither_log_nor_store_nor_the_servers_log_holds_a_secret_or_a_token() {
@@ -70,4 +73,47 @@ async fn neither_log_nor_store_nor_the_servers_log_holds_a_secret_or_a_token() {
             }
         }
     }
+}
+
+/// Nobody but the client and its child know the password of such a lease, so anything that could be one counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_stopped_at_any_moment_has_shown_no_password() {
+    let stack = shared(PgVersion::Pg18).await;
+    let ada = stack.log_in("ada").await.unwrap();
+    let project = Stack::project().unwrap();
+    let lease = Lease::take(&Caller::person(stack, "ada"), "team", "10m").await;
+    assert!(could_hold_a_password(&lease.password), "the search finds one");
+    let command = "true > began; exec sleep 5 > /dev/null 2>&1";
+    let mut began = 0;
+    for moment in 0..24 {
+        let mut client = ada
+            .command_in(&project, &["exec", "-t", "team", "--", "sh", "-c", command])
+            .unwrap();
+        client
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let client = client.spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(25 * moment)).await;
+        let signal = if moment % 2 == 0 { Signal::KILL } else { Signal::TERM };
+        kill_process(Pid::from_child(&client), signal).unwrap();
+        let output = client.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!could_hold_a_password(&said), "after {} ms: {said}", 25 * moment);
+        began += usize::from(fs::remove_file(project.path().join("began")).is_ok());
+        Caller::person(stack, "ada")
+            .post("/v1/revocations", &json!({ "mine": true }))
+            .await
+            .expect(200);
+    }
+    assert!(
+        (1..24).contains(&began),
+        "the moments lie on both sides of the child's start: {began}"
+    );
+}
+
+/// Half of a password's 32 letters and digits in a row. Ids are hexadecimal.
+fn could_hold_a_password(text: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_alphanumeric())
+        .any(|run| run.len() >= 16 && !run.bytes().all(|b| b.is_ascii_hexdigit()))
 }
