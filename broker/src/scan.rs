@@ -336,6 +336,7 @@ mod tests {
                 database: "analytics".parse().unwrap(),
                 owners: vec!["dbt_finance".parse().unwrap()],
                 groups: vec!["grp_ro".parse().unwrap()],
+                zones: Vec::new(),
                 own_schemas: false,
                 create_schemas: false,
                 connections: 1,

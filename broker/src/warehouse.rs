@@ -160,6 +160,8 @@ pub struct DatabaseNeeds {
     pub owners: Vec<RoleName>,
     /// Group roles that leases or personal roles are members of.
     pub groups: Vec<RoleName>,
+    /// Roles that a guard of the policy reserves, guard by guard. Those of one guard trust one another, and no others.
+    pub zones: Vec<BTreeSet<RoleName>>,
     /// Whether persons have schemas of their own here.
     pub own_schemas: bool,
     /// Whether personal roles may create schemas themselves.

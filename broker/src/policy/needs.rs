@@ -64,6 +64,7 @@ impl PolicySet {
         };
         DatabaseNeeds {
             database: database.clone(),
+            zones: self.document.guards.iter().map(|guard| guard.roles.clone()).collect(),
             owners: owners.into_iter().collect(),
             groups: groups.into_iter().collect(),
             own_schemas: here().any(|rule| rule.own_schema.is_some()),
@@ -93,6 +94,7 @@ impl PolicySet {
             database: database.clone(),
             owners: Vec::new(),
             groups: Vec::new(),
+            zones: Vec::new(),
             own_schemas: false,
             create_schemas: false,
             connections: 0,

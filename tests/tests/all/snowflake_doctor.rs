@@ -39,6 +39,7 @@ impl World {
                 database: "ANALYTICS".parse().unwrap(),
                 owners: Vec::new(),
                 groups: Vec::new(),
+                zones: Vec::new(),
                 own_schemas: false,
                 create_schemas: false,
                 connections: 0,

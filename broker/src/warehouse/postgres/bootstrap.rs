@@ -180,6 +180,7 @@ mod tests {
             database: "analytics".parse().unwrap(),
             owners: vec!["dbt_finance".parse().unwrap()],
             groups: vec!["grp_marts_ro".parse().unwrap()],
+            zones: Vec::new(),
             own_schemas: true,
             create_schemas: false,
             connections: 40,

@@ -11,6 +11,7 @@ use super::{PostgresConfig, Tls};
 use crate::warehouse::{DatabaseNeeds, Finding, Needs, Severity, WarehouseError};
 
 mod row_policies;
+mod trust;
 
 /// All that can be seen from the catalog.
 pub(super) async fn check(connector: &Connector, config: &PostgresConfig, needs: &Needs) -> Vec<Finding> {
@@ -375,6 +376,7 @@ impl Doctor<'_> {
                 self.add(Severity::Error, "owner-temp", message, Some(remedy));
             }
         }
+        self.trust(link, needs).await?;
         self.row_policies(link, needs).await
     }
 }

@@ -134,6 +134,7 @@ mod tests {
                 database: "ANALYTICS".parse().unwrap(),
                 owners: Vec::new(),
                 groups: Vec::new(),
+                zones: Vec::new(),
                 own_schemas: false,
                 create_schemas: false,
                 connections: 0,

@@ -97,6 +97,7 @@ impl World {
             database: database.parse().unwrap(),
             owners: vec![owner.clone()],
             groups: vec![group.clone()],
+            zones: Vec::new(),
             own_schemas: true,
             create_schemas: true,
             connections: 20,

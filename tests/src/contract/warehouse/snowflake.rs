@@ -223,6 +223,7 @@ impl Ground for Lake {
             database: "ANALYTICS".parse().unwrap(),
             owners: Vec::new(),
             groups: Vec::new(),
+            zones: Vec::new(),
             own_schemas: false,
             create_schemas: false,
             connections: 0,
