@@ -56,8 +56,9 @@ fn way(point: Point) -> Way {
             wait: Duration::ZERO,
         },
         P::SweepStrayEnded => Way::StartWithoutStore {
-            ttl: "1s",
-            wait: Duration::from_millis(1500),
+            // Long enough to be alive still when the broker is killed.
+            ttl: "4s",
+            wait: Duration::from_millis(4500),
         },
         P::PolicyLoaded | P::PolicyRecorded | P::PolicyActive => Way::Reload,
         P::CreateOwnerReady => Way::Order("dev"),

@@ -151,7 +151,9 @@ impl Writer {
         let (queue, jobs) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
             serve(session, &jobs);
-            drop(lock);
+            // Closing is not enough: a process that is just being started elsewhere in this one has a copy, until it
+            // has become its program.
+            let _ = lock.unlock();
         })?;
         Ok(Self {
             queue: Some(queue),
