@@ -204,6 +204,33 @@ fn the_client_is_built_without_a_server() {
 }
 
 #[test]
+fn no_crate_of_ours_may_hold_unsafe_code() {
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let forbids = |manifest: &str, section: &str| {
+        let lints = manifest.split_once(&format!("\n[{section}]\n"));
+        let lints = lints.and_then(|(_, rest)| rest.split("\n[").next());
+        lints.is_some_and(|lints| lints.lines().any(|line| line == "unsafe_code = \"forbid\""))
+    };
+    let workspace = read("Cargo.toml");
+    assert!(forbids(&workspace, "workspace.lints.rust"));
+    let (_, members) = workspace.split_once("members = [").unwrap();
+    let members: Vec<&str> = members
+        .split(']')
+        .next()
+        .unwrap()
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .collect();
+    assert!(members.len() >= 4, "{members:?}");
+    for member in members {
+        let manifest = read(&format!("{member}/Cargo.toml"));
+        let inherits = manifest.contains("\n[lints]\nworkspace = true\n");
+        assert!(inherits || forbids(&manifest, "lints.rust"), "{member}");
+    }
+}
+
+#[test]
 fn a_planted_violation_is_found() {
     for (file, text, name) in [
         (
