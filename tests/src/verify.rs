@@ -1,6 +1,8 @@
 //! `cargo verify`: everything that the tests need, once; then the tests; then what ran and what could not be had.
 
 use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
@@ -13,6 +15,7 @@ use crate::contract::warehouse::snowflake::live::{self, Live};
 use crate::keycloak::{self, KeycloakOptions, KeycloakServer};
 use crate::postgres::{PgOptions, PgServer, PgVersion};
 use crate::provision::{self, Need, provision, run};
+use crate::sbom::{Bill, SHIPPED};
 
 /// Fetches what the tests need, starts each server once, builds, and runs every test of the workspace.
 ///
@@ -49,6 +52,11 @@ enum Task {
     Provision,
     /// Check bans, licences, sources and advisories of all dependencies with cargo-deny, which is built at the first call
     Deny,
+    /// Write the bills of materials of broker and client as `NAME.cdx.json` (`CycloneDX` 1.6)
+    Sbom {
+        /// Where to
+        folder: PathBuf,
+    },
 }
 
 impl Arguments {
@@ -58,6 +66,7 @@ impl Arguments {
             None => self.verify(),
             Some(Task::Provision) => Ok(Missing::after(provision(&Need::FOR_TESTS)).is_tolerable()),
             Some(Task::Deny) => deny(),
+            Some(Task::Sbom { folder }) => sbom(&folder).map(|()| true),
         }
     }
 
@@ -187,6 +196,16 @@ fn deny() -> Result<bool> {
         return Ok(passed);
     }
     Ok(check(&["advisories"])? && passed)
+}
+
+fn sbom(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    for program in SHIPPED {
+        let file = folder.join(format!("{program}.cdx.json"));
+        fs::write(&file, Bill::of(program)?.to_json()?).with_context(|| format!("write {}", file.display()))?;
+        say(&format!("wrote {}", file.display()));
+    }
+    Ok(())
 }
 
 /// What could not be had, with the reason.

@@ -38,6 +38,8 @@ mod snowflake_trouble;
 mod stack;
 #[path = "all/store.rs"]
 mod store;
+#[path = "all/supply.rs"]
+mod supply;
 #[path = "all/trust.rs"]
 mod trust;
 #[path = "all/warehouse.rs"]
