@@ -17,6 +17,7 @@ pub mod leaks;
 pub mod postgres;
 pub mod process;
 pub mod provision;
+pub mod reproduce;
 pub mod sbom;
 pub mod snowflake;
 pub mod stack;

@@ -15,6 +15,7 @@ use crate::contract::warehouse::snowflake::live::{self, Live};
 use crate::keycloak::{self, KeycloakOptions, KeycloakServer};
 use crate::postgres::{PgOptions, PgServer, PgVersion};
 use crate::provision::{self, Need, provision, run};
+use crate::reproduce::reproduce;
 use crate::sbom::{Bill, SHIPPED};
 
 /// Fetches what the tests need, starts each server once, builds, and runs every test of the workspace.
@@ -57,6 +58,8 @@ enum Task {
         /// Where to
         folder: PathBuf,
     },
+    /// Build a release twice in different places and compare: some 20 minutes on two cores
+    Reproduce,
 }
 
 impl Arguments {
@@ -67,6 +70,7 @@ impl Arguments {
             Some(Task::Provision) => Ok(Missing::after(provision(&Need::FOR_TESTS)).is_tolerable()),
             Some(Task::Deny) => deny(),
             Some(Task::Sbom { folder }) => sbom(&folder).map(|()| true),
+            Some(Task::Reproduce) => reproduce(),
         }
     }
 
