@@ -84,7 +84,8 @@ impl SqliteStore {
             &options.installation,
             clock.now(),
         );
-        let mut session = Session { db, chain, clock };
+        let file = schema::Place::of(path).map_err(|error| OpenError::file(path, &error))?;
+        let mut session = Session { db, chain, clock, file };
         session
             .savepoint(|session| session.audit(&opening))
             .map_err(|error| OpenError::file(path, &error))?;
@@ -143,7 +144,12 @@ impl From<rusqlite::Error> for StoreError {
 #[async_trait]
 impl LeaseStore for SqliteStore {
     async fn book(&self, booking: Booking) -> Result<Booked, BookError> {
-        self.writer.run(move |session| book::book(session, booking)).await
+        self.writer
+            .run(move |session| {
+                session.in_place()?;
+                book::book(session, booking)
+            })
+            .await
     }
 
     async fn record(&self, change: Change) -> Result<Lease, StoreError> {

@@ -112,6 +112,7 @@ pub(super) fn next_due(
 }
 
 pub(super) fn health(session: &Session) -> Result<StoreHealth, StoreError> {
+    session.in_place()?;
     // Only a write shows that it can write.
     session
         .db

@@ -1,7 +1,7 @@
 //! The file: who may open it, and what stands in it. Migrations go forward only.
 
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,6 +79,29 @@ pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(OpenError::file(path, &error)),
+    }
+}
+
+/// Which file it is that was opened, whatever stands under its name later.
+pub(super) struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    pub(super) fn of(path: &Path) -> std::io::Result<Self> {
+        let found = std::fs::metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            device: found.dev(),
+            inode: found.ino(),
+        })
+    }
+
+    /// Whether the name still leads to that file.
+    pub(super) fn holds(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|now| now.dev() == self.device && now.ino() == self.inode)
     }
 }
 

@@ -9,6 +9,7 @@ use kdbt_api::Timestamp;
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
+use super::schema::Place;
 use crate::audit::AuditEvent;
 use crate::audit::chain::Chain;
 use crate::clock::SharedClock;
@@ -25,12 +26,23 @@ pub(super) struct Session {
     pub(super) db: Connection,
     pub(super) chain: Chain,
     pub(super) clock: SharedClock,
+    pub(super) file: Place,
 }
 
 impl Session {
     /// The time for audit rows, by the broker's clock.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// What is written to a file that was removed or replaced is lost with this process.
+    pub(super) fn in_place(&self) -> Result<(), StoreError> {
+        if self.file.holds() {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable(
+            "its file was removed or replaced; restart the broker, which then takes what is there".to_owned(),
+        ))
     }
 
     /// Appends to the audit, in the commit at hand.
