@@ -9,7 +9,7 @@ use crate::failpoint::{self, Point};
 use crate::lease::{EndReason, Lease, LeaseEvent, LeaseState, UserRef};
 use crate::server::Server;
 use crate::store::{Change, Claimed, Due, LeaseStore, StoreError};
-use crate::warehouse::{END_WITHIN, EndOutcome, WarehouseError};
+use crate::warehouse::{END_WITHIN, EndOutcome, MarkedUser, WarehouseError};
 
 /// How many leases one pass claims at once.
 pub const BATCH: usize = 50;
@@ -47,7 +47,13 @@ pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassRepo
         hold: CLAIM_FOR,
         provisioning_for: PROVISIONING_FOR,
     };
-    let claimed = store.claim_due(due).await?;
+    let claimed = match store.claim_due(due).await {
+        Ok(claimed) => claimed,
+        Err(error) => {
+            end_expired(server).await;
+            return Err(error);
+        }
+    };
     let mut report = PassReport {
         claimed: claimed.len(),
         ..PassReport::default()
@@ -80,6 +86,26 @@ pub async fn end_due(store: &dyn LeaseStore, server: &Server) -> Result<PassRepo
         }
     }
     failed.map_or(Ok(report), Err)
+}
+
+/// Nothing can be written down, so nothing is claimed; yet users end at their time. The catalog alone says which: by
+/// their marks they are ours, and their own expiry has passed. Their rows follow when the store is well again.
+async fn end_expired(server: &Server) {
+    let catalog = match server.warehouse.marked_users().await {
+        Ok(catalog) => catalog,
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(server = %server.name, error, "neither store nor catalog can be used");
+            return;
+        }
+    };
+    let now = catalog.server_time;
+    let expired = |user: &MarkedUser| user.native_end.is_some_and(|end| end <= now);
+    let acts = |user: &MarkedUser| user.can_login || user.sessions > 0;
+    for user in catalog.users.iter().filter(|user| expired(user) && acts(user)) {
+        let outcome = server.warehouse.end_marked(user).await;
+        tracing::warn!(server = %server.name, role = %user.rolname, ?outcome, "ended, and not written down yet");
+    }
 }
 
 impl PassReport {
