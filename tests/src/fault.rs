@@ -4,6 +4,7 @@ pub mod caller;
 pub mod check;
 pub mod kills;
 pub mod load;
+pub mod proxy;
 pub mod steps;
 
 use std::fs;

@@ -15,10 +15,12 @@ use rustix::process::{Pid, Signal, kill_process};
 /// `sh -c SCRIPT watchdog <signal> <log> <folder> <command…>`, with our pipe as its standard input.
 ///
 /// The server leads a process group of its own, which is what is signalled: a start script and what it started go together.
+/// To a server a file that may not grow is a full disk, and no signal.
 /// The guard ignores TERM once it has begun to stop the server, so that the last `kill` ends it only while it still waits.
 const SCRIPT: &str = r#"
 signal=$1 log=$2 folder=$3
 shift 3
+trap '' XFSZ
 exec 3<&0
 setsid -- "$@" </dev/null >>"$log" 2>&1 3<&- &
 server=$!

@@ -1,7 +1,13 @@
 //! The broker dies, freezes, loses its store, its server or its network, under load: nothing is left that nobody knows of.
 
+#[path = "faults/freezes.rs"]
+mod freezes;
 #[path = "faults/kills.rs"]
 mod kills;
+#[path = "faults/stores.rs"]
+mod stores;
+#[path = "faults/wires.rs"]
+mod wires;
 
 use kdbt_broker::failpoint::Point;
 use kdbt_e2e::binaries::Binaries;
