@@ -169,20 +169,26 @@ async fn drop_routines(link: &Link, target: &Target, database: &str) -> Result<V
         "SELECT p.oid::pg_catalog.regprocedure::pg_catalog.text FROM pg_catalog.pg_proc p WHERE p.proowner = {}::pg_catalog.oid LIMIT {AT_ONCE}",
         target.oid
     );
+    let rows = link.query("look for routines", &text).await?;
+    let routines: Vec<String> = rows.iter().filter_map(|row| row.get(0)).map(str::to_owned).collect();
+    let drop = async |signatures| {
+        let drop = Step::DropRoutines { signatures };
+        match link.run_again("drop routines", &plan::guarded(target, [drop])).await {
+            Ok(_) => Ok(true),
+            Err(failure @ Failure::Lost(_)) => Err(failure),
+            Err(_) => Ok(false),
+        }
+    };
+    // Together first: those that need each other, even in a circle, can go in no order.
+    if routines.is_empty() || drop(routines.clone()).await? {
+        return Ok(Vec::new());
+    }
     let mut stuck = Vec::new();
-    for row in link.query("look for routines", &text).await? {
-        let Some(signature) = row.get(0).map(str::to_owned) else {
-            continue;
-        };
-        let drop = Step::DropRoutine {
-            signature: signature.clone(),
-        };
-        match link.run_again("drop a routine", &plan::guarded(target, [drop])).await {
-            Ok(_) => {}
-            Err(failure @ Failure::Lost(_)) => return Err(failure),
-            Err(_) => stuck.push(format!(
+    for signature in routines {
+        if !drop(vec![signature.clone()]).await? {
+            stuck.push(format!(
                 "function {signature} in database {database}, which others depend on"
-            )),
+            ));
         }
     }
     Ok(stuck)

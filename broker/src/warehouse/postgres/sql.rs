@@ -152,9 +152,9 @@ pub(super) enum Step {
         schema: String,
         owner: String,
     },
-    /// The text is `regprocedure`'s own, quoted by the server.
-    DropRoutine {
-        signature: String,
+    /// All or none. The texts are `regprocedure`'s own, quoted by the server.
+    DropRoutines {
+        signatures: Vec<String>,
     },
     DefaultPrivilege(DefaultPrivilege),
     ReassignOwned {
@@ -249,7 +249,7 @@ fn render(step: &Step, era: Era) -> String {
             format!("CREATE SCHEMA {} AUTHORIZATION {}", ident(name), ident(owner))
         }
         Step::SchemaOwner { schema, owner } => format!("ALTER SCHEMA {} OWNER TO {}", ident(schema), ident(owner)),
-        Step::DropRoutine { signature } => format!("DROP ROUTINE {signature}"),
+        Step::DropRoutines { signatures } => format!("DROP ROUTINE {}", signatures.join(", ")),
         Step::DefaultPrivilege(given) => {
             let place = given.schema.as_ref();
             format!(
