@@ -7,7 +7,7 @@ use std::time::Duration;
 use kdbt_api::Timestamp;
 use tokio::time::Instant;
 
-use self::remains::{Prepared, all_pids, prepared, revoke_memberships, sessions, terminate};
+use self::remains::{Prepared, all_pids, holders, prepared, revoke_memberships, sessions, terminate};
 use super::clean::{self, Heir};
 use super::connect::{Connector, Failure, Limits, Link};
 use super::plan::{self, BROKER};
@@ -26,6 +26,9 @@ const BETWEEN_SCANS: Duration = Duration::from_millis(20);
 
 /// SQLSTATE of a full lock table.
 const NO_LOCKS: &str = "53200";
+
+/// SQLSTATE of a lock that was not to be had in time.
+const LOCKED: &str = "55P03";
 
 /// One user's end, with all it needs.
 pub(super) struct Ending<'a> {
@@ -222,6 +225,14 @@ impl Ending<'_> {
                 self.orphans(&link, target.oid).await
             }
             Err(failure) if failure.code() == ANOTHER_ROLE => self.orphans(&link, target.oid).await,
+            Err(failure) if failure.code() == LOCKED => {
+                // Somebody who has named the role in an open transaction, as in a grant, keeps it from being dropped.
+                left.extend(holders(&link, target.oid).await?);
+                if left.is_empty() {
+                    return Err(failure.into());
+                }
+                Ok(EndOutcome::Blocked(left))
+            }
             Err(failure) if failure.code() == "2BP01" => {
                 if left.is_empty() {
                     left = clean::dependencies(self, &link, target.oid).await?;

@@ -41,6 +41,22 @@ pub(super) async fn sessions(link: &Link, oid: u32) -> Result<Vec<i32>, Failure>
     Ok(numbers(&link.query("look for sessions", &text).await?))
 }
 
+/// Sessions of others that hold a lock on the role: they have named it in a transaction that is still open.
+pub(super) async fn holders(link: &Link, oid: u32) -> Result<Vec<String>, Failure> {
+    let text = format!(
+        "SELECT DISTINCT l.pid, COALESCE(r.rolname, '') FROM pg_catalog.pg_locks l \
+         JOIN pg_catalog.pg_stat_get_activity(NULL) a ON a.pid = l.pid LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid \
+         WHERE l.classid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND l.objid = {oid}::pg_catalog.oid AND l.granted \
+         AND l.pid <> pg_catalog.pg_backend_pid() ORDER BY 1 LIMIT 10"
+    );
+    let rows = link.query("look for who holds a lock on a user", &text).await?;
+    let name = |row: &tokio_postgres::SimpleQueryRow| {
+        let (pid, user) = (row.get(0)?, row.get(1)?);
+        Some(format!("lock on the role, held by {user}'s session with pid {pid}"))
+    };
+    Ok(rows.iter().filter_map(name).collect())
+}
+
 fn numbers(rows: &[tokio_postgres::SimpleQueryRow]) -> Vec<i32> {
     rows.iter().filter_map(|row| row.get(0)?.parse().ok()).collect()
 }
