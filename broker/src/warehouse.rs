@@ -131,6 +131,9 @@ pub struct MarkedUser {
     pub can_login: bool,
     /// How many sessions it has; 0 where the engine does not say.
     pub sessions: u32,
+    /// Known to have no membership left while its sessions are the broker's to end: its own end is under way, and works
+    /// but for what the server takes its time for.
+    pub powerless: bool,
 }
 
 /// One full look at the catalog.

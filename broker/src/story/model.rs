@@ -255,6 +255,7 @@ async fn tell(steps: Vec<Step>) {
             valid_until: None,
             can_login: true,
             sessions: 1,
+            powerless: false,
         });
     }
     story.world.sweep().await.unwrap();

@@ -64,6 +64,7 @@ pub(super) struct Role {
     pub(super) valid_until: Option<Timestamp>,
     pub(super) can_login: bool,
     pub(super) sessions: u32,
+    pub(super) powerless: bool,
 }
 
 impl Role {
@@ -139,6 +140,7 @@ impl Simulated {
                 native_end: role.valid_until,
                 can_login: role.can_login,
                 sessions: role.sessions,
+                powerless: role.powerless,
             })
         });
         users.collect()
@@ -198,6 +200,7 @@ impl Warehouse for Simulated {
             valid_until: Some(user.ends_at),
             can_login: true,
             sessions: 1,
+            powerless: false,
         });
         tokio::task::yield_now().await;
         match fault {

@@ -38,6 +38,7 @@ pub(super) async fn look(link: &Link, installation: &InstallationName) -> Result
                 .map(Timestamp::from_unix_millis),
             can_login: get(4) == "t",
             sessions: get(5).parse().unwrap_or(0),
+            powerless: get(6) == "t",
         })
     });
     Ok(Sweep {
@@ -54,7 +55,8 @@ fn scan(installation: &InstallationName) -> String {
         "SELECT r.oid, r.rolname, c.description, \
          CASE WHEN pg_catalog.isfinite(r.rolvaliduntil) THEN pg_catalog.floor(EXTRACT(EPOCH FROM r.rolvaliduntil) * 1000)::pg_catalog.int8 END, \
          r.rolcanlogin, \
-         (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.usesysid = r.oid) \
+         (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_activity(NULL) a WHERE a.usesysid = r.oid), \
+         NOT EXISTS (SELECT FROM pg_catalog.pg_auth_members m WHERE m.member = r.oid) AND pg_catalog.pg_has_role(CURRENT_USER, r.oid, 'USAGE') \
          FROM pg_catalog.pg_shdescription c JOIN pg_catalog.pg_roles r ON r.oid = c.objoid \
          WHERE c.classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND pg_catalog.starts_with(c.description, {}) \
          AND NOT (NOT r.rolcanlogin AND pg_catalog.starts_with(r.rolname, 'kdbt__own_') AND pg_catalog.starts_with(c.description, {})) \

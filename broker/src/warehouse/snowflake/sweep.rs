@@ -46,5 +46,6 @@ fn marked(user: Listed, comment: &str, over: bool) -> MarkedUser {
         native_end: [end, user.expires_at].into_iter().flatten().min(),
         can_login: !user.disabled && !over,
         sessions: 0,
+        powerless: false,
     }
 }

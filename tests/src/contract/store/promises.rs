@@ -379,6 +379,7 @@ pub async fn an_adopted_lease_brings_its_slug_home(under: &dyn StoreUnderTest) {
         native_end: Some(at(500)),
         can_login: true,
         sessions: 1,
+        powerless: false,
     };
     let Adopted::New(lease) = store.adopt(&server(), &found, at(500), at(1)).await.unwrap() else {
         panic!("there was no such lease");

@@ -429,6 +429,7 @@ async fn a_stray_is_ended_only_while_it_bears_what_the_sweep_saw() {
         native_end: None,
         can_login: true,
         sessions: 0,
+        powerless: false,
     };
     let (seen, another) = (mark("acme-prod", 7), mark("acme-prod", 8));
     for (seen, now, ends) in [
