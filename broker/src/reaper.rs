@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
@@ -15,7 +16,15 @@ use crate::sweep;
 /// Between two failed attempts to reach the store or the server.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A pass that takes longer goes on beside the next: one user whose backend does not listen, or who has left much to clean
+/// up, holds up neither the sweep nor the ends of others (S3).
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// So many passes at once. What they act on is claimed, so no two share a user.
+const PASSES: usize = 4;
+
 /// The reaper of one server.
+#[derive(Clone)]
 pub struct Reaper {
     /// The store.
     pub store: Arc<dyn LeaseStore>,
@@ -29,22 +38,32 @@ pub struct Reaper {
 
 impl Reaper {
     /// Sweeps at once, then ends what is due and sweeps again whenever its time has come, until told to stop.
-    /// A step that has begun is finished first.
+    /// Steps that have begun are finished first.
     pub async fn run(self, stop: CancellationToken) {
         let mut next_sweep = tokio::time::Instant::now();
+        let mut passes = JoinSet::new();
         while !stop.is_cancelled() {
             self.server.awake();
             if next_sweep <= tokio::time::Instant::now() {
                 next_sweep = tokio::time::Instant::now() + self.sweep().await;
             }
+            let reaper = self.clone();
+            passes.spawn(async move { reaper.pass().await });
+            let patience = if passes.len() < PASSES { PATIENCE } else { Duration::MAX };
+            let pause = tokio::time::timeout(patience, passes.join_next()).await;
+            let pause = pause.map_or(Duration::ZERO, pause_after);
             let until_sweep = next_sweep.saturating_duration_since(tokio::time::Instant::now());
-            let pause = self.pass().await.min(until_sweep);
+            let pause = pause.min(until_sweep);
             self.server.asleep_until(self.server.now() + pause);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = self.server.rung() => {}
                 () = tokio::time::sleep(pause) => {}
+                Some(pass) = passes.join_next() => { pause_after(Some(pass)); }
             }
+        }
+        while let Some(pass) = passes.join_next().await {
+            pause_after(Some(pass));
         }
     }
 
@@ -86,5 +105,14 @@ impl Reaper {
     fn store_failed(&self, error: &(dyn std::error::Error + 'static)) -> Duration {
         tracing::error!(server = %self.server.name, error, "the store failed the reaper");
         RETRY
+    }
+}
+
+/// What a pass said, if it came to its end. A panic in it is one of the reaper's.
+fn pause_after(pass: Option<Result<Duration, JoinError>>) -> Duration {
+    match pass {
+        Some(Ok(pause)) => pause,
+        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Some(Err(_)) | None => RETRY,
     }
 }
