@@ -8,6 +8,8 @@ mod compose;
 mod documents;
 #[path = "all/faults.rs"]
 mod faults;
+#[path = "all/hostile_holders.rs"]
+mod hostile_holders;
 #[path = "all/hostile_tokens.rs"]
 mod hostile_tokens;
 #[path = "all/issuer.rs"]
