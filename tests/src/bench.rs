@@ -4,6 +4,7 @@
 //! without `testkit`. Nothing fails when a target is missed; the table says `MISS`.
 
 mod expiry;
+mod hostile;
 mod lake;
 mod load;
 mod overhead;
@@ -62,6 +63,8 @@ pub struct Options {
 enum Part {
     /// Leases per second and latency, beside raw SQL.
     Rates,
+    /// Others' latency beside a hostile holder.
+    Hostile,
     /// From expiry to drop.
     Expiry,
     /// Start and memory with a big store.
@@ -109,6 +112,9 @@ pub async fn run(options: &Options) -> Result<()> {
         }
         if chosen(Part::Client) {
             overhead::measure(&stack, &mut report).await?;
+        }
+        if chosen(Part::Hostile) {
+            hostile::measure(&stack, options.leases.min(256), &mut report).await?;
         }
         if chosen(Part::Expiry) {
             expiry::measure(&stack, options.expiring, &mut report).await?;

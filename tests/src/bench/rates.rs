@@ -74,7 +74,7 @@ pub(super) async fn measure(stack: &Stack, options: &Options, report: &mut Repor
 }
 
 impl Load {
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.took += other.took;
         self.latencies.extend(other.latencies);
         self.latencies.sort_unstable();
