@@ -35,6 +35,9 @@ pub enum ProfileError {
     /// dbt would render it, and connect to something else.
     #[error("`{0}` holds `{{{{`, `{{%` or `{{#`, which dbt would run as Jinja")]
     Jinja(&'static str),
+    /// dbt would take it for the place of a secret, and drop what stands there.
+    #[error("`{0}` holds the prefix of dbt's secret variables, so dbt would drop what stands there")]
+    Placeholder(&'static str),
     /// A control or direction character, or one that YAML reads as a line break.
     #[error("`{0}` holds a control character")]
     Control(&'static str),
@@ -229,6 +232,9 @@ fn check_text(key: &'static str, value: &str) -> Result<(), ProfileError> {
     }
     if is_jinja(value) {
         return Err(ProfileError::Jinja(key));
+    }
+    if value.contains("DBT_ENV_SECRET") {
+        return Err(ProfileError::Placeholder(key));
     }
     if value.chars().any(is_control) {
         return Err(ProfileError::Control(key));
@@ -537,6 +543,7 @@ mod tests {
             ("", ProfileError::Empty("host")),
             ("{{ env_var('HOME') }}", ProfileError::Jinja("host")),
             ("a{#b", ProfileError::Jinja("host")),
+            ("dwh.DBT_ENV_SECRET", ProfileError::Placeholder("host")),
             ("a\nb", ProfileError::Control("host")),
             ("a\u{202e}b", ProfileError::Control("host")),
             ("a,b", ProfileError::Host),
