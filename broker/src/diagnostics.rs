@@ -274,7 +274,10 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// All that was found; as an error, at least one of them is one.
+/// Nobody reads more at once, and each costs a walk through its file.
+const MOST_SHOWN: usize = 100;
+
+/// All that was found; as an error, at least one of them is one. As text, the first hundred.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diagnostics(Vec<Diagnostic>);
 
@@ -347,13 +350,16 @@ impl<'a> IntoIterator for &'a Diagnostics {
 
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, found) in self.0.iter().enumerate() {
+        for (n, found) in self.0.iter().take(MOST_SHOWN).enumerate() {
             if n > 0 {
                 f.write_str("\n\n")?;
             }
             found.fmt(f)?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(MOST_SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n\nand {more} more"),
+        }
     }
 }
 
@@ -400,6 +406,19 @@ mod tests {
         4 |     relam_roles: [x]
           |     ^^^^^^^^^^^ did you mean `realm_roles`?
         ");
+    }
+
+    #[test]
+    fn of_many_mistakes_a_hundred_are_shown_and_the_others_counted() {
+        let text = |count: usize| {
+            let mut all = Diagnostics::default();
+            for n in 0..count {
+                all.push(Diagnostic::error(format!("mistake {n}")));
+            }
+            all.to_string()
+        };
+        assert!(text(100).ends_with("error: mistake 99"));
+        assert!(text(1_000).ends_with("error: mistake 99\n\nand 900 more"));
     }
 
     #[test]
