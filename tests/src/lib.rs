@@ -8,6 +8,7 @@ pub mod contract;
 pub mod dbt;
 pub mod demo;
 pub mod fault;
+pub mod fuzz;
 pub mod identity;
 pub mod impostor;
 pub mod issuer;

@@ -10,6 +10,8 @@ mod documents;
 mod faults;
 #[path = "all/hostile_holders.rs"]
 mod hostile_holders;
+#[path = "all/fuzz.rs"]
+mod fuzz;
 #[path = "all/hostile_tokens.rs"]
 mod hostile_tokens;
 #[path = "all/issuer.rs"]

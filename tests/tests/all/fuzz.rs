@@ -1,0 +1,20 @@
+//! Everything that reads what strangers write, fed with what strangers could write: `cargo verify -- --long fuzz` lasts a
+//! minute a target, `KDBT_LONG=60 cargo verify -- fuzz` an hour.
+
+#[path = "fuzz/files.rs"]
+mod files;
+#[path = "fuzz/profile.rs"]
+mod profile;
+#[path = "fuzz/texts.rs"]
+mod texts;
+#[path = "fuzz/tokens.rs"]
+mod tokens;
+
+/// What broke a promise, where something does not hold.
+fn hold(holds: bool, promise: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(promise.to_owned()) }
+}
+
+fn bytes(texts: impl IntoIterator<Item = impl Into<Vec<u8>>>) -> Vec<Vec<u8>> {
+    texts.into_iter().map(Into::into).collect()
+}
