@@ -8,10 +8,10 @@ mod compose;
 mod documents;
 #[path = "all/faults.rs"]
 mod faults;
-#[path = "all/hostile_holders.rs"]
-mod hostile_holders;
 #[path = "all/fuzz.rs"]
 mod fuzz;
+#[path = "all/hostile_holders.rs"]
+mod hostile_holders;
 #[path = "all/hostile_tokens.rs"]
 mod hostile_tokens;
 #[path = "all/issuer.rs"]
