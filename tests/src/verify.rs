@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::binaries::Binaries;
 use crate::contract::warehouse::snowflake::live::{self, Live};
+use crate::dbt::Dbt;
 use crate::keycloak::{self, KeycloakOptions, KeycloakServer};
 use crate::postgres::{PgOptions, PgServer, PgVersion};
 use crate::provision::{self, Need, provision, run};
@@ -58,6 +59,15 @@ enum Task {
         /// Where to
         folder: PathBuf,
     },
+    /// Feed everything that reads what strangers write with what strangers could write, all targets at the same time
+    Fuzz {
+        /// For how many minutes
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// Only the targets of one file of `tests/tests/all/fuzz/`, such as `tokens`
+        #[arg(default_value = "")]
+        file: String,
+    },
     /// Build a release twice in different places and compare: some 20 minutes on two cores
     Reproduce,
 }
@@ -70,6 +80,7 @@ impl Arguments {
             Some(Task::Provision) => Ok(Missing::after(provision(&Need::FOR_TESTS)).is_tolerable()),
             Some(Task::Deny) => deny(),
             Some(Task::Sbom { folder }) => sbom(&folder).map(|()| true),
+            Some(Task::Fuzz { minutes, file }) => fuzz(minutes, &file),
             Some(Task::Reproduce) => reproduce(),
         }
     }
@@ -154,6 +165,22 @@ fn cargo_test() -> Command {
         .args(["test", "--workspace"])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     cargo
+}
+
+/// More than there are targets: each has a thread, and an hour is an hour for all of them.
+const FUZZ_THREADS: &str = "64";
+
+/// Optimised, so that an hour is worth it, and with the checks of a test build.
+fn fuzz(minutes: u64, file: &str) -> Result<bool> {
+    let missing = Missing::after(provision(&[Need::Dbt(Dbt::Postgres)]));
+    let mut cargo = cargo_test();
+    cargo
+        .args(["--profile", "fuzz", "--test", "all", "--"])
+        .args([&format!("fuzz::{file}"), "--nocapture", "--test-threads", FUZZ_THREADS])
+        .env("KDBT_LONG", minutes.to_string());
+    let passed = cargo.status().context("run cargo test")?.success();
+    missing.say();
+    Ok(passed && missing.is_tolerable())
 }
 
 /// The contract on the live account that the environment leads to.

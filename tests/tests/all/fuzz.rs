@@ -1,5 +1,5 @@
-//! Everything that reads what strangers write, fed with what strangers could write: `cargo verify -- --long fuzz` lasts a
-//! minute a target, `KDBT_LONG=60 cargo verify -- fuzz` an hour.
+//! Everything that reads what strangers write, fed with what strangers could write: a moment a target in every run,
+//! a minute with `cargo verify -- --long fuzz`, an hour with `cargo verify fuzz`.
 
 #[path = "fuzz/files.rs"]
 mod files;

@@ -104,7 +104,7 @@ fn a_policy_is_loaded_the_same_twice_or_refused_with_places_in_it() {
             "...\n",
             "%YAML 1.2\n",
         ],
-        short: 150,
+        short: 600,
         check: &check,
     }
     .run();
@@ -201,7 +201,7 @@ fn a_configuration_is_refused_with_places_in_it_and_never_with_a_secret() {
             "~",
             "- ",
         ],
-        short: 150,
+        short: 600,
         check: &check,
     }
     .run();
@@ -249,7 +249,7 @@ fn a_secret_written_where_its_reference_belongs_is_in_no_complaint() {
             "- ",
             "password: ",
         ],
-        short: 150,
+        short: 600,
         check: &check,
     }
     .run();

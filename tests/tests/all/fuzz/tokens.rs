@@ -151,7 +151,7 @@ fn no_header_but_the_honest_one_opens_the_door() {
             "%5F",
             "\n",
         ],
-        short: 400,
+        short: 4_000,
         check: &check,
     }
     .run();
@@ -201,7 +201,7 @@ fn a_token_header_that_is_taken_names_our_key_and_brings_none() {
             "}",
             "]",
         ],
-        short: 400,
+        short: 4_000,
         check: &check,
     }
     .run();
@@ -315,7 +315,7 @@ fn a_payload_that_is_taken_is_a_living_access_token_of_a_listed_client_for_us() 
             "null",
             "true",
         ],
-        short: 400,
+        short: 4_000,
         check: &check,
     }
     .run();
