@@ -320,6 +320,7 @@ pub fn postgres(config: &Config, name: &ServerName, server: &config::PostgresSer
     settings.port = connect.port;
     settings.database = connect.database.to_string();
     settings.accept_createrole = server.accept_createrole;
+    settings.leases_per_target = config.limits.leases_per_target;
     if server.insecure_transport {
         settings.tls = Tls::Plain;
     } else {

@@ -340,6 +340,7 @@ mod tests {
                 own_schemas: false,
                 create_schemas: false,
                 connections: 1,
+                targets: 1,
                 roles: Vec::new(),
                 warehouses: Vec::new(),
             }],

@@ -169,8 +169,10 @@ pub struct DatabaseNeeds {
     pub own_schemas: bool,
     /// Whether personal roles may create schemas themselves.
     pub create_schemas: bool,
-    /// The greatest sum of connections that leases may hold, for the check against `max_connections`.
+    /// The most connections that one lease may hold, for the check against `max_connections`.
     pub connections: u32,
+    /// How many targets lead here: each may have as many leases as the configuration allows.
+    pub targets: u32,
     /// On Snowflake: the pairs of roles that leases get and use.
     pub roles: Vec<SnowflakeRoles>,
     /// On Snowflake: the virtual warehouses that leases compute with.

@@ -24,6 +24,8 @@ mod keycloak_doctor;
 mod main_job;
 #[path = "all/oracle.rs"]
 mod oracle;
+#[path = "all/planted.rs"]
+mod planted;
 #[path = "all/residue.rs"]
 mod residue;
 #[path = "all/row_policies.rs"]

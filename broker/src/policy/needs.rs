@@ -17,7 +17,7 @@ use crate::warehouse::{DatabaseNeeds, Needs};
 
 impl PolicySet {
     /// What leases need of a server: for doctor, and for the SQL that a DBA runs once. `connections` is the most
-    /// that a single lease may hold there; how many leases there are, the configuration says.
+    /// that a single lease may hold there; how many leases a target may have, the configuration says.
     #[must_use]
     pub fn needs(&self, server: &ServerName) -> Needs {
         let places = self.document.targets.iter();
@@ -70,6 +70,7 @@ impl PolicySet {
             own_schemas: here().any(|rule| rule.own_schema.is_some()),
             create_schemas: here().any(|rule| rule.own_schema.as_ref().is_some_and(|own| own.create_schemas)),
             connections: here().map(connections).max().unwrap_or(0).into(),
+            targets: targets_of(places, database),
             roles: Vec::new(),
             warehouses: Vec::new(),
         }
@@ -98,6 +99,7 @@ impl PolicySet {
             own_schemas: false,
             create_schemas: false,
             connections: 0,
+            targets: targets_of(places, database),
             roles: roles.collect(),
             warehouses: warehouses.into_iter().cloned().collect(),
         }
@@ -148,6 +150,11 @@ impl PolicySet {
             access,
         })
     }
+}
+
+fn targets_of(places: &[&Place], database: &DatabaseName) -> u32 {
+    let here = places.iter().filter(|place| place.value.database == *database);
+    u32::try_from(here.count()).unwrap_or(u32::MAX)
 }
 
 /// What a grant gives, in words.

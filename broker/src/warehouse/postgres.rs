@@ -75,6 +75,8 @@ pub struct PostgresConfig {
     pub tls: Tls,
     /// Before PostgreSQL 16, CREATEROLE may do nearly all that a superuser may; without this, nothing is issued there.
     pub accept_createrole: bool,
+    /// How many leases of one target may live at once, for the doctor.
+    pub leases_per_target: u32,
     /// Users per message, at most.
     pub issue_batch_max: usize,
     /// Connections of the end lane.
@@ -113,6 +115,7 @@ impl PostgresConfig {
             database: "postgres".to_owned(),
             tls: Tls::VerifyFull { ca_pem: None },
             accept_createrole: false,
+            leases_per_target: 1,
             issue_batch_max: 50,
             end_connections: 2,
             connect_timeout: Duration::from_secs(5),

@@ -43,6 +43,7 @@ impl World {
                 own_schemas: false,
                 create_schemas: false,
                 connections: 0,
+                targets: 1,
                 roles: vec![pair("KDBT_ENT_READER", "READER"), pair("KDBT_ENT_OWNER", "OWNER")],
                 warehouses: vec!["BI".parse().unwrap()],
             }],

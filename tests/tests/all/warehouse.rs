@@ -1,7 +1,6 @@
 //! What the PostgreSQL driver does beyond the contract of `Warehouse`: sessions, locks, what a lease owns and what it
 //! plants; on the oldest and the newest server that we support.
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use kdbt_api::credential::Iterations;
@@ -65,11 +64,12 @@ on_both! {
     a_login_stalled_in_its_password_exchange_is_refused: super::cases::shared;
     a_full_lock_table_does_not_save_the_lease: super::cases::small;
     a_role_made_anew_with_the_same_mark_is_never_touched: super::cases::shared;
-    planted_operators_never_run_as_the_broker: super::cases::shared;
     ending_sessions_leaves_the_broker_no_member_of_the_lease: super::cases::shared;
     no_lease_reaches_a_role_that_can_log_in: super::cases::shared;
     a_marked_user_that_nobody_knows_is_ended: super::cases::shared;
     the_doctor_finds_nothing_after_the_bootstrap: super::cases::shared;
+    leases_that_could_fill_the_server_together_are_a_warning: super::cases::shared;
+    an_owner_role_that_is_a_member_of_a_database_s_owner_is_found: super::cases::shared;
     another_leases_grant_does_not_block_the_end: super::cases::shared;
 }
 
@@ -299,20 +299,30 @@ async fn a_hand_over_that_fails_loses_nothing(world: &World) {
     assert_eq!(world.value(&world.database, "SELECT n FROM by_lease.kept").await, "7");
 }
 
-/// S8.
+/// S8: where PUBLIC may create, a reader makes a function that would run with the rights of whoever inherits it.
 async fn a_readers_function_is_dropped_and_never_handed_over(world: &World) {
-    let lease = world.lease("rob", world.read()).await;
-    let sql = format!(
-        "CREATE FUNCTION public.trap() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1; ALTER FUNCTION public.trap() OWNER TO {}",
-        lease.name()
+    let owned = format!(
+        "SELECT 1 FROM pg_shdepend WHERE refobjid = '{}'::regrole AND deptype = 'o'",
+        world.owner
     );
-    world.execute(&world.database, &sql).await.unwrap();
+    let before = world.count(&world.database, &owned).await;
+    world
+        .execute(&world.database, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+        .await
+        .unwrap();
+    let lease = world.lease("rob", world.read()).await;
+    let session = lease.login(&world.database).await.unwrap();
+    session
+        .batch_execute("CREATE FUNCTION public.trap() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1; CREATE TABLE public.bait (i int)")
+        .await
+        .unwrap();
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+    let left = "SELECT 1 FROM pg_proc WHERE proname = 'trap' UNION ALL SELECT 1 FROM pg_class WHERE relname = 'bait'";
+    assert_eq!(world.count(&world.database, left).await, 0);
     assert_eq!(
-        world
-            .count(&world.database, "SELECT 1 FROM pg_proc WHERE proname = 'trap'")
-            .await,
-        0
+        world.count(&world.database, &owned).await,
+        before,
+        "the owner role owns something new"
     );
 }
 
@@ -439,82 +449,6 @@ async fn a_role_made_anew_with_the_same_mark_is_never_touched(world: &World) {
     assert_eq!(world.value("postgres", &look).await, "t");
 }
 
-/// S1: code that would run with the broker's rights, were its search path anything but pinned.
-async fn planted_operators_never_run_as_the_broker(world: &World) {
-    let login = &world.config.user;
-    let canary = format!("canary_{}", world.tag);
-    for database in [&world.database, &world.second] {
-        for schema in ["kdbt__broker", login, "public"] {
-            let mut sql = format!(
-                "CREATE SCHEMA IF NOT EXISTS {schema}; GRANT USAGE ON SCHEMA {schema} TO PUBLIC; \
-                 CREATE FUNCTION {schema}.trap() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE ROLE {canary}'; RETURN true; END $$;"
-            );
-            for (operator, word, returns, left, right) in [
-                ("=", "eq", "bool", "oid", "regclass"),
-                ("=", "eq", "bool", "name", "text"),
-                ("=", "eq", "bool", "oid", "oid"),
-                ("<>", "ne", "bool", "oid", "oid"),
-                ("||", "cat", "text", "text", "name"),
-            ] {
-                let function = format!("{schema}.op_{word}_{left}_{right}");
-                write!(
-                    sql,
-                    "CREATE FUNCTION {function}({left}, {right}) RETURNS {returns} LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN PERFORM {schema}.trap(); RETURN true; END $$; \
-                     CREATE OPERATOR {schema}.{operator} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = {function});"
-                )
-                .unwrap();
-            }
-            for (name, args) in [
-                ("lo_unlink", "oid"),
-                ("pg_terminate_backend", "int"),
-                ("starts_with", "text, text"),
-                ("pg_describe_object", "oid, oid, int"),
-                ("has_database_privilege", "oid, oid, text"),
-                ("aclexplode", "aclitem[]"),
-                ("quote_ident", "name"),
-                ("sha256", "bytea"),
-                ("format", "text, name, regclass"),
-            ] {
-                write!(
-                    sql,
-                    "CREATE FUNCTION {schema}.{name}({args}) RETURNS bool LANGUAGE sql AS 'SELECT {schema}.trap()';"
-                )
-                .unwrap();
-            }
-            world.execute(database, &sql).await.unwrap();
-        }
-        let set = format!(
-            "ALTER DATABASE {database} SET search_path = kdbt__broker, public, pg_catalog; ALTER DATABASE {database} SET default_transaction_read_only = on"
-        );
-        world.execute("postgres", &set).await.unwrap();
-    }
-    let set = format!(
-        "ALTER ROLE {login} SET search_path = kdbt__broker, public, pg_catalog; ALTER ROLE {login} SET standard_conforming_strings = off"
-    );
-    world.execute("postgres", &set).await.unwrap();
-    let lease = world.lease("s1", world.personal("s1")).await;
-    let client = lease.login(&world.database).await.unwrap();
-    client
-        .batch_execute("SET ROLE NONE; SET transaction_read_only = off; SELECT lo_create(0)")
-        .await
-        .unwrap();
-    world.warehouse.marked_users().await.unwrap();
-    world.warehouse.check(&world.needs).await;
-    for database in &world.needs.databases {
-        world.warehouse.residue(&database.database, &world.needs).await.unwrap();
-    }
-    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
-    assert_eq!(
-        world
-            .count(
-                "postgres",
-                &format!("SELECT 1 FROM pg_roles WHERE rolname = '{canary}'")
-            )
-            .await,
-        0
-    );
-}
-
 async fn ending_sessions_leaves_the_broker_no_member_of_the_lease(world: &World) {
     let lease = world.lease("kil", world.act_as()).await;
     let _session = lease.login(&world.database).await.unwrap();
@@ -527,40 +461,68 @@ async fn ending_sessions_leaves_the_broker_no_member_of_the_lease(world: &World)
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
 }
 
-/// S6: chains of one and three.
+/// S6: chains of none, one and three; on 16 and later each step by SET or by ADMIN, and none by INHERIT alone.
 async fn no_lease_reaches_a_role_that_can_log_in(world: &World) {
     let (tag, owner) = (&world.tag, &world.owner);
-    let sql = format!(
-        "CREATE ROLE mid1_{tag}; CREATE ROLE mid2_{tag}; CREATE ROLE legacy_{tag} LOGIN; GRANT mid1_{tag} TO {owner}; GRANT mid2_{tag} TO mid1_{tag}; GRANT legacy_{tag} TO mid2_{tag}"
-    );
-    world.execute("postgres", &sql).await.unwrap();
-    let (user, _) = world.user("s6", 0, world.act_as(), Iterations::One);
-    let refused = world.warehouse.create_user(user.clone()).await.unwrap_err();
-    let CreateError::Refused(WarehouseError::Unsafe(why)) = refused else {
-        panic!("{refused:?}")
-    };
-    assert!(why.contains(&format!("mid2_{tag} > legacy_{tag}")), "{why}");
-    let codes: Vec<_> = world
-        .warehouse
-        .check(&world.needs)
-        .await
-        .into_iter()
-        .filter(|f| f.severity == Severity::Error)
-        .map(|f| f.code)
-        .collect();
-    assert!(codes.contains(&"road-to-login"), "{codes:?}");
-    let sql = format!("REVOKE mid1_{tag} FROM {owner}; ALTER ROLE {owner} LOGIN");
-    world.execute("postgres", &sql).await.unwrap();
-    let refused = world.warehouse.create_user(user.clone()).await.unwrap_err();
-    assert!(
-        matches!(refused, CreateError::Refused(WarehouseError::Unsafe(_))),
-        "{refused:?}"
-    );
-    world
-        .execute("postgres", &format!("ALTER ROLE {owner} NOLOGIN"))
-        .await
-        .unwrap();
-    world.issue(&user).await;
+    let execute = async |sql: &str| world.execute("postgres", sql).await.unwrap();
+    execute(&format!(
+        "CREATE ROLE mid1_{tag}; CREATE ROLE mid2_{tag}; CREATE ROLE legacy_{tag} LOGIN"
+    ))
+    .await;
+    let from_16 = world.version().major() >= 16;
+    let chain_of_three =
+        format!("GRANT mid1_{tag} TO {owner}; GRANT mid2_{tag} TO mid1_{tag}; GRANT legacy_{tag} TO mid2_{tag}");
+    let mut roads = vec![
+        (
+            chain_of_three,
+            format!("REVOKE mid1_{tag} FROM {owner}"),
+            format!("mid2_{tag} > legacy_{tag}"),
+        ),
+        (
+            format!("GRANT legacy_{tag} TO {owner}"),
+            format!("REVOKE legacy_{tag} FROM {owner}"),
+            format!("{owner} > legacy_{tag}"),
+        ),
+        (
+            format!("ALTER ROLE {owner} LOGIN"),
+            format!("ALTER ROLE {owner} NOLOGIN"),
+            owner.to_string(),
+        ),
+    ];
+    if from_16 {
+        roads.push((
+            format!("GRANT legacy_{tag} TO {owner} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"),
+            format!("REVOKE legacy_{tag} FROM {owner}"),
+            format!("{owner} > legacy_{tag}"),
+        ));
+    }
+    for (number, (open, close, path)) in (0_u16..).zip(roads) {
+        execute(&open).await;
+        let (user, _) = world.user("s6", number, world.act_as(), Iterations::One);
+        let refused = world.warehouse.create_user(user.clone()).await.unwrap_err();
+        let CreateError::Refused(WarehouseError::Unsafe(why)) = refused else {
+            panic!("{open}: {refused:?}")
+        };
+        assert!(why.contains(&path), "{open}: {why}");
+        let findings = world.warehouse.check(&world.needs).await.into_iter();
+        let errors: Vec<_> = findings
+            .filter(|f| f.severity == Severity::Error)
+            .map(|f| f.code)
+            .collect();
+        let code = if path == owner.as_str() {
+            "role-can-log-in"
+        } else {
+            "road-to-login"
+        };
+        assert!(errors.contains(&code), "{open}: {errors:?}");
+        execute(&close).await;
+        world.issue(&user).await;
+    }
+    if from_16 {
+        execute(&format!("GRANT legacy_{tag} TO {owner} WITH INHERIT TRUE, SET FALSE")).await;
+        let (user, _) = world.user("s6", 9, world.act_as(), Iterations::One);
+        world.issue(&user).await;
+    }
 }
 
 async fn a_marked_user_that_nobody_knows_is_ended(world: &World) {
@@ -610,6 +572,39 @@ async fn the_doctor_finds_nothing_after_the_bootstrap(world: &World) {
     ] {
         assert!(codes.contains(&code), "{code} is missing: {codes:?}");
     }
+}
+
+/// S4: each lease takes all the connections that it may have.
+async fn leases_that_could_fill_the_server_together_are_a_warning(world: &World) {
+    let usable =
+        "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int";
+    let usable: u32 = world.value("postgres", usable).await.parse().unwrap();
+    let most: u32 = world.needs.databases.iter().map(|database| database.connections).sum();
+    for (leases, warns) in [(usable / most, false), (usable / most + 1, true)] {
+        let broker = world.warehouse_of(|config| config.leases_per_target = leases);
+        let findings = broker.check(&world.needs).await;
+        let found = findings.iter().find(|finding| finding.code == "connections-together");
+        assert_eq!(
+            found.map(|finding| finding.severity),
+            warns.then_some(Severity::Warning),
+            "{leases}: {findings:?}"
+        );
+    }
+}
+
+/// S1: through a membership an owner role may set what every session of the database starts with.
+async fn an_owner_role_that_is_a_member_of_a_database_s_owner_is_found(world: &World) {
+    let owns = async || {
+        let findings = world.warehouse.check(&world.needs).await.into_iter();
+        findings.filter(|finding| finding.code == "owner-owns-database").count()
+    };
+    assert_eq!(owns().await, 0);
+    let (tag, owner, database) = (&world.tag, &world.owner, &world.database);
+    let sql = format!(
+        "CREATE ROLE top_{tag}; CREATE ROLE mid_{tag}; GRANT top_{tag} TO mid_{tag}; GRANT mid_{tag} TO {owner}; ALTER DATABASE {database} OWNER TO top_{tag}"
+    );
+    world.execute("postgres", &sql).await.unwrap();
+    assert_eq!(owns().await, 1);
 }
 
 /// S11.

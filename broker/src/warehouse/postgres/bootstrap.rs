@@ -184,6 +184,7 @@ mod tests {
             own_schemas: true,
             create_schemas: false,
             connections: 40,
+            targets: 1,
             roles: Vec::new(),
             warehouses: Vec::new(),
         };

@@ -186,8 +186,23 @@ impl Doctor<'_> {
             .sum();
         if wanted >= usable {
             let message = format!("leases may hold {wanted} connections, and the server has {usable} for all");
-            let remedy = "lower `connection_limit` or the caps in the policy, or raise max_connections";
+            let remedy = "lower `connection_limit` in the policy, or raise max_connections";
             self.add(Severity::Error, "connections", message, Some(remedy.into()));
+            return Ok(());
+        }
+        // As many leases as may live at once. No error: a cap that no leases could exceed lets too few people work.
+        let leases = u64::from(self.config.leases_per_target);
+        let together: u64 = needs
+            .databases
+            .iter()
+            .map(|database| leases * u64::from(database.targets) * u64::from(database.connections))
+            .sum();
+        if together >= usable {
+            let message = format!(
+                "all leases that may live at once may hold {together} connections, and the server has {usable} for all"
+            );
+            let remedy = "lower `limits.leases_per_target` or `connection_limit`, or raise max_connections";
+            self.add(Severity::Warning, "connections-together", message, Some(remedy.into()));
         }
         Ok(())
     }
@@ -196,7 +211,8 @@ impl Doctor<'_> {
         let text = format!(
             "SELECT r.rolcanlogin, r.rolsuper OR r.rolcreaterole OR r.rolreplication OR r.rolbypassrls, \
              pg_catalog.pg_has_role(CURRENT_USER, r.oid, 'MEMBER WITH ADMIN OPTION'), pg_catalog.pg_has_role(CURRENT_USER, r.oid, 'USAGE'), \
-             {}, (SELECT pg_catalog.string_agg(d.datname, ', ') FROM pg_catalog.pg_database d WHERE d.datdba = r.oid) \
+             {}, (SELECT pg_catalog.string_agg(d.datname, ', ') FROM pg_catalog.pg_database d \
+             WHERE pg_catalog.pg_has_role(r.oid, d.datdba, 'MEMBER')) \
              FROM pg_catalog.pg_roles r WHERE r.rolname = {}",
             match link.era {
                 Era::Before16 => "pg_catalog.pg_has_role(CURRENT_USER, r.oid, 'MEMBER')",
@@ -253,9 +269,9 @@ impl Doctor<'_> {
         }
         if let (true, Some(databases)) = (owner, row.get(5)) {
             let message = format!(
-                "the role {role} owns the database {databases}, so a lease could change settings of every session there"
+                "the role {role} owns the database {databases}, itself or by a membership, so a lease could change settings of every session there"
             );
-            let remedy = "ALTER DATABASE … OWNER TO another role".to_owned();
+            let remedy = "ALTER DATABASE … OWNER TO another role, or REVOKE the membership".to_owned();
             self.add(Severity::Error, "owner-owns-database", message, Some(remedy));
         }
         self.roads(link, role, owner).await

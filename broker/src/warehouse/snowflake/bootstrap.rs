@@ -138,6 +138,7 @@ mod tests {
                 own_schemas: false,
                 create_schemas: false,
                 connections: 0,
+                targets: 1,
                 roles: vec![
                     pair("KDBT_ENT_MARTS_READER", "MARTS_READER"),
                     pair("KDBT_ENT_DBT_PROD", "DBT_PROD_OWNER"),

@@ -101,6 +101,7 @@ impl World {
             own_schemas: true,
             create_schemas: true,
             connections: 20,
+            targets: 1,
             roles: Vec::new(),
             warehouses: Vec::new(),
         };
@@ -154,8 +155,13 @@ impl World {
 
     /// A second broker, such as another installation's.
     pub fn other_warehouse(&self, installation: &str) -> PostgresWarehouse {
+        self.warehouse_of(|config| config.installation = installation.parse().unwrap())
+    }
+
+    /// A broker of the same installation with other settings.
+    pub fn warehouse_of(&self, change: impl FnOnce(&mut PostgresConfig)) -> PostgresWarehouse {
         let mut config = self.config.clone();
-        config.installation = installation.parse().unwrap();
+        change(&mut config);
         PostgresWarehouse::new(config, &TaskTracker::new(), self.stop.child_token())
     }
 

@@ -227,6 +227,7 @@ impl Ground for Lake {
             own_schemas: false,
             create_schemas: false,
             connections: 0,
+            targets: 1,
             roles: self.roles.clone(),
             warehouses: Vec::new(),
         };
