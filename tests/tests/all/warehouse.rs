@@ -607,17 +607,73 @@ async fn an_owner_role_that_is_a_member_of_a_database_s_owner_is_found(world: &W
     assert_eq!(owns().await, 1);
 }
 
-/// S11.
+/// S11: whatever a lease can give another one a right on, each alone.
 async fn another_leases_grant_does_not_block_the_end(world: &World) {
     let mal = world.lease("mal", world.act_as()).await;
-    let vic = world.lease("vic", world.act_as()).await;
     let client = mal.login(&world.database).await.unwrap();
-    let sql = format!(
-        "SET ROLE NONE; SELECT lo_create(0); DO $$ DECLARE o oid := lo_create(0); BEGIN EXECUTE 'GRANT SELECT ON LARGE OBJECT ' || o || ' TO {}'; END $$",
-        vic.name()
-    );
-    client.batch_execute(&sql).await.unwrap();
-    assert_eq!(world.end(&vic.at).await, EndOutcome::Dropped);
-    client.batch_execute("SELECT 1").await.unwrap();
+    let own = format!("own_{}", world.tag);
+    let wrapper = format!("wrapper_{}", world.tag);
+    let may = [
+        format!("CREATE ON DATABASE {}", world.database),
+        format!("USAGE ON FOREIGN DATA WRAPPER {wrapper}"),
+    ];
+    world
+        .execute(&world.database, &format!("CREATE FOREIGN DATA WRAPPER {wrapper}"))
+        .await
+        .unwrap();
+    for right in &may {
+        world
+            .execute(&world.database, &format!("GRANT {right} TO {}", mal.name()))
+            .await
+            .unwrap();
+    }
+    client
+        .batch_execute(&format!(
+            "SET ROLE NONE; CREATE SCHEMA {own}; CREATE TABLE {own}.t (i int)"
+        ))
+        .await
+        .unwrap();
+    let gifts = [
+        "GRANT USAGE ON SCHEMA OWN TO VIC",
+        "GRANT SELECT ON OWN.t TO VIC",
+        "GRANT UPDATE (i) ON OWN.t TO VIC",
+        "CREATE POLICY p ON OWN.t TO VIC USING (true)",
+        "CREATE SEQUENCE OWN.s; GRANT USAGE ON SEQUENCE OWN.s TO VIC",
+        "CREATE FUNCTION OWN.f() RETURNS int LANGUAGE sql RETURN 1; GRANT EXECUTE ON FUNCTION OWN.f() TO VIC",
+        "CREATE DOMAIN OWN.d AS int; GRANT USAGE ON DOMAIN OWN.d TO VIC",
+        "CREATE TYPE OWN.e AS ENUM ('a'); GRANT USAGE ON TYPE OWN.e TO VIC",
+        "SET ROLE OWNER; GRANT USAGE ON SCHEMA marts TO MAL; GRANT SELECT ON marts.fruit TO MAL WITH GRANT OPTION; SET ROLE NONE; GRANT SELECT ON marts.fruit TO VIC",
+        "CREATE SERVER far FOREIGN DATA WRAPPER WRAPPER; GRANT USAGE ON FOREIGN SERVER far TO VIC",
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA OWN GRANT SELECT ON TABLES TO VIC",
+        "SELECT lo_create(0); DO $$ DECLARE o oid := lo_create(0); BEGIN EXECUTE 'GRANT SELECT ON LARGE OBJECT ' || o || ' TO VIC'; END $$",
+    ];
+    for (slot, gift) in (0..).zip(gifts) {
+        let (vic, _) = world.user("vic", slot, world.act_as(), Iterations::One);
+        let at = world.issue(&vic).await;
+        let words = [
+            ("OWNER", world.owner.as_str()),
+            ("OWN", &own),
+            ("MAL", mal.name()),
+            ("VIC", vic.username.as_str()),
+            (" WRAPPER WRAPPER", &format!(" WRAPPER {wrapper}")),
+        ];
+        let sql = words
+            .iter()
+            .fold(gift.to_owned(), |sql, (word, name)| sql.replace(word, name));
+        client
+            .batch_execute(&sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        assert_eq!(world.end(&at).await, EndOutcome::Dropped, "{gift}");
+        client.batch_execute("SELECT 1").await.unwrap();
+    }
+    // Its next owner would have no right to its kind.
+    client.batch_execute("DROP SERVER far").await.unwrap();
+    for right in &may {
+        world
+            .execute(&world.database, &format!("REVOKE {right} FROM {}", mal.name()))
+            .await
+            .unwrap();
+    }
     assert_eq!(world.end(&mal.at).await, EndOutcome::Dropped);
 }

@@ -97,7 +97,10 @@ async fn clean_database(
     for grantor in &grantors {
         ending.join(&link, grantor).await?;
     }
-    let result = hand_over(&link, target, heir, database).await;
+    let result = match revoke_handed_on(&link, target).await {
+        Ok(()) => hand_over(&link, target, heir, database).await,
+        Err(failure) => Err(failure),
+    };
     for grantor in &grantors {
         ending.leave(&link, grantor).await?;
     }
@@ -194,22 +197,63 @@ async fn drop_routines(link: &Link, target: &Target, database: &str) -> Result<V
     Ok(stuck)
 }
 
+/// The rights of a role on something in this database, by what depends on it: on what, as REVOKE names it; whose that is;
+/// and who gave the right.
+fn rights(oid: u32) -> String {
+    let kinds = [
+        (
+            "pg_class",
+            "SELECT CASE t.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || t.oid::pg_catalog.regclass::pg_catalog.text, t.relowner, t.relacl \
+             FROM pg_catalog.pg_class t WHERE t.oid = s.objid AND s.objsubid = 0",
+        ),
+        (
+            "pg_class",
+            "SELECT 'TABLE ' || t.oid::pg_catalog.regclass::pg_catalog.text, t.relowner, c.attacl \
+             FROM pg_catalog.pg_class t JOIN pg_catalog.pg_attribute c ON c.attrelid = t.oid WHERE t.oid = s.objid AND c.attnum = s.objsubid",
+        ),
+        (
+            "pg_proc",
+            "SELECT 'ROUTINE ' || p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner, p.proacl \
+             FROM pg_catalog.pg_proc p WHERE p.oid = s.objid",
+        ),
+        (
+            "pg_namespace",
+            "SELECT 'SCHEMA ' || pg_catalog.quote_ident(n.nspname), n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.oid = s.objid",
+        ),
+        (
+            "pg_type",
+            "SELECT 'TYPE ' || y.oid::pg_catalog.regtype::pg_catalog.text, y.typowner, y.typacl FROM pg_catalog.pg_type y WHERE y.oid = s.objid",
+        ),
+        (
+            "pg_largeobject",
+            "SELECT 'LARGE OBJECT ' || l.oid::pg_catalog.text, l.lomowner, l.lomacl FROM pg_catalog.pg_largeobject_metadata l WHERE l.oid = s.objid",
+        ),
+        (
+            "pg_foreign_server",
+            "SELECT 'FOREIGN SERVER ' || pg_catalog.quote_ident(f.srvname), f.srvowner, f.srvacl FROM pg_catalog.pg_foreign_server f WHERE f.oid = s.objid",
+        ),
+    ];
+    let kinds = kinds.map(|(class, look)| format!("{look} AND s.classid = 'pg_catalog.{class}'::pg_catalog.regclass"));
+    format!(
+        "(SELECT o.object, o.owner, a.grantor FROM pg_catalog.pg_shdepend s CROSS JOIN LATERAL ({}) o(object, owner, acl) \
+         CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a \
+         WHERE {HERE}{oid}::pg_catalog.oid AND s.deptype = 'a' AND a.grantee = {oid}::pg_catalog.oid)",
+        kinds.join(" UNION ALL ")
+    )
+}
+
 /// What other leases granted to this one (S11) can be revoked only in their name, so the broker joins those that are ours
 /// for as long as it takes.
 async fn grantors(ending: &Ending<'_>, link: &Link, target: &Target) -> Result<Vec<Target>, Failure> {
     let text = format!(
-        "SELECT DISTINCT r.oid, r.rolname, c.description FROM pg_catalog.pg_shdepend s \
-         JOIN pg_catalog.pg_roles r ON r.oid = CASE s.classid \
-           WHEN 'pg_catalog.pg_largeobject'::pg_catalog.regclass THEN (SELECT l.lomowner FROM pg_catalog.pg_largeobject_metadata l WHERE l.oid = s.objid) \
-           WHEN 'pg_catalog.pg_largeobject_metadata'::pg_catalog.regclass THEN (SELECT l.lomowner FROM pg_catalog.pg_largeobject_metadata l WHERE l.oid = s.objid) \
-           WHEN 'pg_catalog.pg_class'::pg_catalog.regclass THEN (SELECT t.relowner FROM pg_catalog.pg_class t WHERE t.oid = s.objid) \
-           WHEN 'pg_catalog.pg_proc'::pg_catalog.regclass THEN (SELECT p.proowner FROM pg_catalog.pg_proc p WHERE p.oid = s.objid) \
-           WHEN 'pg_catalog.pg_namespace'::pg_catalog.regclass THEN (SELECT n.nspowner FROM pg_catalog.pg_namespace n WHERE n.oid = s.objid) \
-           WHEN 'pg_catalog.pg_default_acl'::pg_catalog.regclass THEN (SELECT d.defaclrole FROM pg_catalog.pg_default_acl d WHERE d.oid = s.objid) END \
+        "WITH given AS {rights} SELECT r.oid, r.rolname, c.description FROM (\
+           SELECT g.owner FROM given g UNION SELECT g.grantor FROM given g \
+           UNION SELECT d.defaclrole FROM pg_catalog.pg_default_acl d JOIN pg_catalog.pg_shdepend s ON s.objid = d.oid \
+           AND s.classid = 'pg_catalog.pg_default_acl'::pg_catalog.regclass WHERE {HERE}{oid}::pg_catalog.oid) g(role) \
+         JOIN pg_catalog.pg_roles r ON r.oid = g.role \
          JOIN pg_catalog.pg_shdescription c ON c.objoid = r.oid AND c.classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass \
-         WHERE s.dbid = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-         AND s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass AND s.refobjid = {oid}::pg_catalog.oid AND r.oid <> {oid}::pg_catalog.oid \
-         AND pg_catalog.starts_with(c.description, {prefix}) LIMIT {NAMED}",
+         WHERE r.oid <> {oid}::pg_catalog.oid AND pg_catalog.starts_with(c.description, {prefix}) LIMIT {NAMED}",
+        rights = rights(target.oid),
         oid = target.oid,
         prefix = literal(&crate::mark::prefix(&ending.config.installation)),
     );
@@ -224,6 +268,36 @@ async fn grantors(ending: &Ending<'_>, link: &Link, target: &Target) -> Result<V
             })
         })
         .collect())
+}
+
+/// A right that somebody else than the owner has handed on falls to nobody but them: neither DROP OWNED nor the owner's
+/// REVOKE reaches it. Where the broker may not act as them it stays, and is named.
+async fn revoke_handed_on(link: &Link, target: &Target) -> Result<(), Failure> {
+    let text = format!(
+        "SELECT DISTINCT r.rolname, g.object FROM {} g JOIN pg_catalog.pg_roles r ON r.oid = g.grantor \
+         WHERE g.grantor <> g.owner AND g.grantor <> {}::pg_catalog.oid LIMIT {AT_ONCE}",
+        rights(target.oid),
+        target.oid
+    );
+    for row in link.query("look for rights that were handed on", &text).await? {
+        let (Some(grantor), Some(object)) = (row.get(0), row.get(1)) else {
+            continue;
+        };
+        let revoke = [
+            Step::ActAs {
+                role: grantor.to_owned(),
+            },
+            Step::RevokeAll {
+                object: object.to_owned(),
+                from: target.name.clone(),
+            },
+        ];
+        let revoke = plan::guarded(target, revoke);
+        if let Err(failure @ Failure::Lost(_)) = link.run_again("revoke what was handed on", &revoke).await {
+            return Err(failure);
+        }
+    }
+    Ok(())
 }
 
 /// All that still depends on the role, for the one who has to remove it.

@@ -136,6 +136,15 @@ pub(super) enum Step {
     SetRole {
         role: String,
     },
+    /// For the rest of this message.
+    ActAs {
+        role: String,
+    },
+    /// All rights on an object, whose text is the server's own, and what was handed on with them.
+    RevokeAll {
+        object: String,
+        from: String,
+    },
     RollbackPrepared {
         gid: String,
     },
@@ -241,6 +250,8 @@ fn render(step: &Step, era: Era) -> String {
         }
         Step::Terminate { pid } => format!("SELECT pg_catalog.pg_terminate_backend({pid})"),
         Step::SetRole { role } => format!("SET ROLE {}", ident(role)),
+        Step::ActAs { role } => format!("SET LOCAL ROLE {}", ident(role)),
+        Step::RevokeAll { object, from } => format!("REVOKE ALL ON {object} FROM {} CASCADE", ident(from)),
         Step::RollbackPrepared { gid } => format!("ROLLBACK PREPARED {}", literal(gid)),
         Step::UnlinkLargeObjects { owner, limit } => format!(
             "SELECT pg_catalog.count(pg_catalog.lo_unlink(l.oid)) FROM (SELECT m.oid FROM pg_catalog.pg_largeobject_metadata m WHERE m.lomowner = {owner}::pg_catalog.oid LIMIT {limit}) l"

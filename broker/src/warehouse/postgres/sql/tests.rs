@@ -117,6 +117,20 @@ fn what_is_owned_is_handed_over_and_the_rest_dropped_in_one_message() {
 }
 
 #[test]
+fn what_was_handed_on_is_revoked_by_the_one_who_did() {
+    let act = [
+        Step::ActAs {
+            role: "kdbt_mal_0".into(),
+        },
+        Step::RevokeAll {
+            object: "TABLE marts.fruit".into(),
+            from: target().name,
+        },
+    ];
+    insta::assert_snapshot!(message(&plan::guarded(&target(), act), Era::From16));
+}
+
+#[test]
 fn a_personal_role_is_marked_and_gets_its_groups() {
     let comment = plan::own_comment(&"acme-prod".parse().unwrap(), &SubjectHash::of("https://sso", "ada"));
     let mut steps = plan::create_owner("kdbt__own_ada", comment);
@@ -180,13 +194,35 @@ proptest! {
     #[test]
     fn no_name_makes_one_statement_two(name in "[^\0]{1,40}", gid in "[^\0]{0,40}") {
         let target = Target { oid: 1, name: name.clone(), comment: gid.clone() };
+        let (any, two) = (|| name.clone(), || vec![name.clone(), gid.clone()]);
+        let user = Step::CreateUser {
+            name: any(), inherit: true, connection_limit: 1, verifier: gid.clone(), until: Timestamp::from_unix(0),
+        };
         let steps = plan::guarded(&target, [
-            Step::DropRole { role: name.clone() },
-            Step::RollbackPrepared { gid },
-            Step::NoRoadToLogin { users: vec![name.clone()] },
-            Step::NoRowPolicy { users: vec![name.clone()] },
-            Step::SchemaOwner { schema: name.clone(), owner: name },
+            user,
+            Step::CreateDurable { name: any() },
+            Step::Set { role: any(), name: "role", value: gid.clone() },
+            Step::SearchPath { role: any(), schemas: two() },
+            Step::Grant { roles: two(), to: any(), usage: Use::Act },
+            Step::Revoke { role: any(), from: gid.clone() },
+            Step::RevokeGrantedBy { role: any(), from: gid.clone(), grantor: any() },
+            Step::NoRoadToLogin { users: two() },
+            Step::NoRowPolicy { users: two() },
+            Step::Oids { users: two() },
+            Step::NoLogin { role: any() },
+            Step::ValidUntil { role: any(), until: Timestamp::from_unix(0) },
+            Step::SetRole { role: any() },
+            Step::ActAs { role: any() },
+            Step::RevokeAll { object: "SCHEMA marts".to_owned(), from: any() },
+            Step::RollbackPrepared { gid: gid.clone() },
+            Step::CreateSchema { name: any(), owner: gid.clone() },
+            Step::SchemaOwner { schema: any(), owner: gid.clone() },
+            Step::ReassignOwned { from: any(), to: gid.clone() },
+            Step::DropOwned { by: any() },
+            Step::DropRole { role: any() },
         ]);
-        prop_assert_eq!(statements(&message(&steps, Era::From16)), steps.len());
+        for era in [Era::Before16, Era::From16] {
+            prop_assert_eq!(statements(&message(&steps, era)), steps.len());
+        }
     }
 }
