@@ -4,7 +4,7 @@
 use super::connect::{Failure, Link};
 use super::ending::Ending;
 use super::plan;
-use super::sql::{Step, Target, literal};
+use super::sql::{Era, Step, Target, literal};
 use crate::warehouse::WarehouseError;
 
 /// Who gets what the user owns.
@@ -113,6 +113,11 @@ async fn hand_over(link: &Link, target: &Target, heir: &Heir, database: &str) ->
     if let Heir::Role(owner) = heir
         && owns(link, target.oid).await?
     {
+        if !made_by_broker(link, target.oid).await? {
+            let mut left = vec!["the broker did not make this role, so its mark names no heir".to_owned()];
+            left.extend(describe(link, target.oid, database, true).await?);
+            return Ok(left);
+        }
         if !exists(link, owner).await? {
             let mut left = vec![format!("the owner role {owner} is gone or renamed")];
             left.extend(describe(link, target.oid, database, true).await?);
@@ -150,6 +155,22 @@ async fn hand_over(link: &Link, target: &Target, heir: &Heir, database: &str) ->
             Ok(left)
         }
     }
+}
+
+/// From 16 on the server notes, in its own name, who made a role; nobody else can. Somebody with CREATEROLE could put our
+/// mark on a role of theirs, and have a view of theirs handed to the owner that it names, to read with that owner's
+/// rights (S13). Before 16 nothing tells, and CREATEROLE may take such rights anyway.
+async fn made_by_broker(link: &Link, oid: u32) -> Result<bool, Failure> {
+    /// The role that a server begins with.
+    const BOOTSTRAP_SUPERUSER: u32 = 10;
+    if link.era == Era::Before16 {
+        return Ok(true);
+    }
+    let text = format!(
+        "SELECT 1 FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles r ON r.oid = m.member \
+         WHERE m.roleid = {oid}::pg_catalog.oid AND r.rolname = CURRENT_USER AND m.admin_option AND m.grantor = {BOOTSTRAP_SUPERUSER}::pg_catalog.oid"
+    );
+    Ok(!link.query("look who made a user", &text).await?.is_empty())
 }
 
 async fn unlink_large_objects(link: &Link, oid: u32) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use kdbt_e2e::postgres::{PgServer, PgStop, PgVersion, Postgres};
 use kdbt_e2e::stack::{DATABASE, Stack};
 use serde_json::json;
 
-use super::{Caller, Lease, exists, gone, own_stack, shared, within};
+use super::{Caller, Lease, exists, gone, options, own_stack, shared, within};
 
 /// Another broker with the same login, on this server, whose tokens name this audience.
 fn another(stack: &Stack, postgres: &Postgres, installation: &str, audience: &str) -> Broker {
@@ -179,4 +179,81 @@ async fn one_broker_ends_on_a_clone_what_it_leased_on_the_original_and_another_i
     Caller::person(&stack, "ada").revoke(&lease.id).await.expect(200);
     gone(&stack, &lease.user, Duration::from_secs(5)).await;
     assert_eq!(lease_users(&clone).await, [theirs.user.as_str()]);
+}
+
+/// S13: somebody else with CREATEROLE puts our mark on a role of theirs, with an end far ahead, a person's name and an
+/// owner whose rights they want.
+#[tokio::test]
+async fn a_forged_mark_lives_no_longer_than_its_cap_and_is_lent_nobody_s_rights() {
+    for version in PgVersion::ALL {
+        let stack = Stack::start(&options(version), |_| {}).await.unwrap();
+        let ada = Lease::take(&Caller::person(&stack, "ada"), "team", "10m").await;
+        let mark = format!("SELECT shobj_description('{}'::regrole, 'pg_authid')", ada.user);
+        let mark = stack.postgres.execute("postgres", &mark).await.unwrap();
+        let mark = mark[0][0].clone().unwrap();
+        let id = "lse_0192aaaabbbb7ccc8dddeeeeffff0000";
+        let max = mark.split_once("max=").unwrap().1.split_once(' ').unwrap().0;
+        let forged = mark.replace(&ada.id, id).replace(max, "99999999999");
+        assert!(forged.contains("owner=dbt_analytics"), "{forged}");
+        let from_16 = version.major() >= 16;
+        let sql = format!(
+            "CREATE ROLE other_app LOGIN CREATEROLE PASSWORD 'x'; GRANT CONNECT, CREATE ON DATABASE {DATABASE} TO other_app; \
+             SET ROLE other_app; \
+             CREATE ROLE kdbt_ada_77 LOGIN PASSWORD 'x' VALID UNTIL '2999-01-01'; {} \
+             COMMENT ON ROLE kdbt_ada_77 IS '{forged}'",
+            if from_16 {
+                "GRANT kdbt_ada_77 TO kdbt__broker WITH ADMIN TRUE; GRANT kdbt_ada_77 TO other_app;"
+            } else {
+                ""
+            }
+        );
+        stack.postgres.execute("postgres", &sql).await.unwrap();
+        let plant = "CREATE SCHEMA trap; CREATE VIEW trap.secrets AS SELECT * FROM analytics.secrets; \
+                     GRANT USAGE ON SCHEMA trap TO other_app; GRANT SELECT ON trap.secrets TO other_app; \
+                     ALTER VIEW trap.secrets OWNER TO kdbt_ada_77; ALTER SCHEMA trap OWNER TO kdbt_ada_77";
+        let secret = "CREATE TABLE analytics.secrets AS SELECT 'rows of the owner' AS text; ALTER TABLE analytics.secrets OWNER TO dbt_analytics";
+        for sql in [secret, plant] {
+            stack.postgres.execute(DATABASE, sql).await.unwrap();
+        }
+
+        let admin = Caller::person(&stack, "adm");
+        let path = format!("/v1/leases/{id}");
+        within(Duration::from_secs(15), "it is taken over", async || {
+            admin.get(&path).await.status == 200
+        })
+        .await;
+        let lease = admin.get(&path).await.json();
+        let ends_at: jiff::Timestamp = lease["ends_at"].as_str().unwrap().parse().unwrap();
+        let hours = ends_at.duration_since(jiff::Timestamp::now()).as_secs_f32() / 3600.0;
+        assert!((11.9..12.01).contains(&hours), "it ends in {hours} h: {lease}");
+        for caller in [&admin, &Caller::person(&stack, "ada")] {
+            caller
+                .post(&format!("{path}/renew"), &json!({ "ttl": "1h" }))
+                .await
+                .expect(404);
+        }
+        Caller::person(&stack, "ada").get(&path).await.expect(404);
+
+        let ended = admin.revoke(id).await;
+        assert!(matches!(ended.status.as_u16(), 200 | 202), "{ended:?}");
+        within(Duration::from_secs(15), "it is dealt with", async || {
+            let state = admin.get(&path).await.json()["state"].clone();
+            state == "ended" || state == "quarantined"
+        })
+        .await;
+        let lease = admin.get(&path).await.json();
+        if from_16 {
+            assert!(
+                lease.to_string().contains("the broker did not make this role"),
+                "{lease}"
+            );
+            let thief = stack.postgres.connect_as(DATABASE, "other_app", "x").await.unwrap();
+            let read = thief.simple_query("SELECT * FROM trap.secrets").await;
+            assert!(read.is_err(), "the view reads with the owner's rights: {read:?}");
+        } else {
+            assert_eq!(lease["state"], "ended", "{lease}");
+        }
+        assert!(stack.postgres.connect_as(DATABASE, "kdbt_ada_77", "x").await.is_err());
+        Lease::take(&Caller::person(&stack, "ada"), "team", "1m").await;
+    }
 }
