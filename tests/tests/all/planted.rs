@@ -6,10 +6,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use kdbt_api::credential::Iterations;
 use kdbt_broker::residue::DefaultPrivilege;
 use kdbt_broker::warehouse::{EndOutcome, Warehouse};
 use kdbt_e2e::contract::warehouse::postgres::World;
 use kdbt_e2e::postgres::PgVersion;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// What columns of the catalog, literals and results of functions are of.
 const TYPES: &str =
@@ -170,4 +173,43 @@ async fn planted_operators_functions_and_types_never_run_as_the_broker_on_15() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planted_operators_functions_and_types_never_run_as_the_broker_on_18() {
     never_run_as_the_broker(PgVersion::Pg18).await;
+}
+
+/// A wire that leaves out our startup options, as some poolers do; else it changes nothing.
+async fn pooler_to(port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", port)).await?;
+                let mut rest = vec![0; usize::try_from(client.read_u32().await?).unwrap() - 4];
+                client.read_exact(&mut rest).await?;
+                let (protocol, words) = rest.split_at(4);
+                let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
+                let kept = words.chunks(2).filter(|pair| pair[0] != b"options").collect::<Vec<_>>();
+                let kept = kept.concat().join(&0);
+                let length = u32::try_from(8 + kept.len()).unwrap();
+                server
+                    .write_all(&[&length.to_be_bytes(), protocol, &kept].concat())
+                    .await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    own
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_drops_what_we_pin_is_refused() {
+    for version in PgVersion::ALL {
+        let world = World::shared(version).await;
+        let port = pooler_to(world.config.port).await;
+        let through = world.warehouse_of(|config| config.port = port);
+        let refused = through.marked_users().await.unwrap_err().to_string();
+        assert!(refused.contains("cannot be pinned"), "{refused}");
+        let (user, _) = world.user("pool", 0, world.read(), Iterations::One);
+        assert!(through.create_user(user.clone()).await.is_err());
+        world.issue(&user).await;
+    }
 }
