@@ -15,6 +15,7 @@ pub mod issuer;
 pub mod keycloak;
 pub mod lake;
 pub mod leaks;
+pub mod mutations;
 pub mod postgres;
 pub mod process;
 pub mod provision;

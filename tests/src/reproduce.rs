@@ -91,11 +91,7 @@ struct Built {
 
 impl Place {
     fn build(&self) -> Result<Built> {
-        fs::create_dir_all(&self.source)?;
-        let archive = self.source.with_extension("tar");
-        run(git().args(["archive", "--output"]).arg(&archive).arg("HEAD"))?;
-        run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&self.source))?;
-
+        check_out(&self.source)?;
         let folder = self.source.with_extension("release");
         say(&format!("building in {}", self.source.display()));
         let mut release = Command::new(self.source.join("deploy/release.sh"));
@@ -158,6 +154,18 @@ fn unlike_its_bill(program: &str, compiled: Option<&BTreeSet<String>>) -> Result
     Ok(complaints
         .chain(unused.map(|krate| format!("{krate} is in the bill of materials and was not compiled")))
         .collect())
+}
+
+/// Lays what is committed into a folder, without git's own files.
+///
+/// # Errors
+/// If git, tar or the disk refuses.
+pub fn check_out(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let archive = folder.with_extension("tar");
+    run(git().args(["archive", "--output"]).arg(&archive).arg("HEAD"))?;
+    run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(folder))?;
+    Ok(())
 }
 
 /// Another home for cargo with everything of the first one, so that no download is needed.

@@ -14,6 +14,7 @@ use crate::binaries::Binaries;
 use crate::contract::warehouse::snowflake::live::{self, Live};
 use crate::dbt::Dbt;
 use crate::keycloak::{self, KeycloakOptions, KeycloakServer};
+use crate::mutations::mutations;
 use crate::postgres::{PgOptions, PgServer, PgVersion};
 use crate::provision::{self, Need, provision, run};
 use crate::reproduce::reproduce;
@@ -68,6 +69,12 @@ enum Task {
         #[arg(default_value = "")]
         file: String,
     },
+    /// Take one control of the broker away at a time, and want a test to fall for each: two minutes each on two cores
+    Mutations {
+        /// Only controls with this in their name, their file or their test
+        #[arg(default_value = "")]
+        name: String,
+    },
     /// Build a release twice in different places and compare: some 20 minutes on two cores
     Reproduce,
 }
@@ -81,6 +88,7 @@ impl Arguments {
             Some(Task::Deny) => deny(),
             Some(Task::Sbom { folder }) => sbom(&folder).map(|()| true),
             Some(Task::Fuzz { minutes, file }) => fuzz(minutes, &file),
+            Some(Task::Mutations { name }) => mutate(&name),
             Some(Task::Reproduce) => reproduce(),
         }
     }
@@ -181,6 +189,15 @@ fn fuzz(minutes: u64, file: &str) -> Result<bool> {
     let passed = cargo.status().context("run cargo test")?.success();
     missing.say();
     Ok(passed && missing.is_tolerable())
+}
+
+fn mutate(name: &str) -> Result<bool> {
+    let needs = Need::FOR_TESTS.into_iter().filter(|need| *need != Need::Keycloak);
+    let missing = Missing::after(provision(&needs.collect::<Vec<_>>()));
+    let servers = Servers::start(false);
+    let fell = mutations(name, &servers.variables()?)?;
+    missing.say();
+    Ok(fell && missing.is_tolerable())
 }
 
 /// The contract on the live account that the environment leads to.
