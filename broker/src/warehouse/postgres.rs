@@ -4,8 +4,8 @@
 //! that a storm on one never stops the other. Nothing that a lease holder can create, set or hold changes what our
 //! statements mean: see `connect`.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -134,6 +134,8 @@ pub struct PostgresWarehouse {
     connector: Connector,
     issue: mpsc::Sender<Job>,
     end: Pool,
+    /// Users with sessions that the last sweep has seen, by OID: the broker may end those.
+    busy: Mutex<HashMap<u32, String>>,
 }
 
 /// Jobs that may stand in front of the writer; more wait in their callers, which have deadlines.
@@ -159,19 +161,13 @@ impl PostgresWarehouse {
             connector,
             issue,
             end,
+            busy: Mutex::default(),
         }
     }
-}
 
-#[async_trait]
-impl Warehouse for PostgresWarehouse {
-    async fn create_user(&self, user: NewUser) -> Result<EngineId, CreateError> {
+    /// Gives the order to the issue lane, and waits for the answer.
+    async fn order(&self, user: NewUser) -> Result<EngineId, CreateError> {
         let stopping = || CreateError::Refused(WarehouseError::Unreachable("the broker is stopping".into()));
-        if !matches!(user.credential, Credential::Verifier(_)) || matches!(user.access, Access::Snowflake(_)) {
-            return Err(CreateError::Refused(WarehouseError::Unsafe(
-                "a PostgreSQL user has a verifier and PostgreSQL's roles".into(),
-            )));
-        }
         let deadline = user.deadline;
         let (answer, answered) = oneshot::channel();
         // A full queue until the deadline: nothing was sent.
@@ -189,6 +185,26 @@ impl Warehouse for PostgresWarehouse {
             Err(_) => Err(CreateError::Unknown(WarehouseError::Unreachable(
                 "the issue lane has stopped".into(),
             ))),
+        }
+    }
+}
+
+#[async_trait]
+impl Warehouse for PostgresWarehouse {
+    async fn create_user(&self, user: NewUser) -> Result<EngineId, CreateError> {
+        if !matches!(user.credential, Credential::Verifier(_)) || matches!(user.access, Access::Snowflake(_)) {
+            return Err(CreateError::Refused(WarehouseError::Unsafe(
+                "a PostgreSQL user has a verifier and PostgreSQL's roles".into(),
+            )));
+        }
+        match self.order(user.clone()).await {
+            // A lease that leaves others no room in the lock table has its session ended, and the order its turn (S4).
+            Err(CreateError::Refused(WarehouseError::Server { code, .. }))
+                if code == ending::NO_LOCKS && self.ending().end_the_greediest().await =>
+            {
+                self.order(user).await
+            }
+            result => result,
         }
     }
 
@@ -216,6 +232,9 @@ impl Warehouse for PostgresWarehouse {
         let link = self.end.take().await?;
         let sweep = sweep::look(&link, &self.config.installation).await?;
         self.ending().join_busy(&link, &sweep.users).await;
+        let busy = sweep.users.iter().filter(|user| user.sessions > 0);
+        let busy = busy.filter_map(|user| Some((user.engine_id.oid()?, user.rolname.clone())));
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = busy.collect();
         Ok(sweep)
     }
 

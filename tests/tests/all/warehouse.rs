@@ -7,8 +7,9 @@ use kdbt_api::credential::Iterations;
 use kdbt_api::name::RoleName;
 use kdbt_broker::grant::{Access, Owner};
 use kdbt_broker::warehouse::{CreateError, EndOutcome, Severity, Warehouse, WarehouseError};
-use kdbt_e2e::contract::warehouse::postgres::{World, own_role};
+use kdbt_e2e::contract::warehouse::postgres::{Lease, World, own_role};
 use kdbt_e2e::postgres::{PgOptions, PgVersion};
+use tokio_postgres::Client;
 
 /// Each case once per version.
 macro_rules! on_both {
@@ -63,6 +64,7 @@ on_both! {
     a_login_asleep_after_its_checks_is_ended: super::cases::shared;
     a_login_stalled_in_its_password_exchange_is_refused: super::cases::shared;
     a_full_lock_table_does_not_save_the_lease: super::cases::small;
+    a_holder_who_fills_the_lock_table_keeps_nobody_from_a_lease: super::cases::small;
     a_role_made_anew_with_the_same_mark_is_never_touched: super::cases::shared;
     ending_sessions_leaves_the_broker_no_member_of_the_lease: super::cases::shared;
     no_lease_reaches_a_role_that_can_log_in: super::cases::shared;
@@ -415,21 +417,40 @@ async fn a_login_stalled_in_its_password_exchange_is_refused(world: &World) {
 /// S4: a session of the lease holds so many locks that the server has no room for another.
 async fn a_full_lock_table_does_not_save_the_lease(world: &World) {
     let lease = world.lease("loc", world.act_as()).await;
-    let client = lease.login(&world.database).await.unwrap();
-    // A sweep that has seen the session.
-    world.warehouse.marked_users().await.unwrap();
-    let full = client
-        .batch_execute("BEGIN; SAVEPOINT s; DO $$ BEGIN FOR g IN 1..200000 LOOP PERFORM pg_advisory_lock(g); END LOOP; EXCEPTION WHEN out_of_memory THEN NULL; END $$")
-        .await;
-    full.unwrap();
-    let (user, _) = world.user("loc", 1, world.read(), Iterations::One);
-    assert!(
-        world.warehouse.create_user(user.clone()).await.is_err(),
-        "the table is not full"
-    );
+    let _session = fill_the_lock_table(world, &lease).await;
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
     assert_eq!(world.left_of(&lease.at).await, 0);
-    world.issue(&user).await;
+}
+
+/// S4: the greedy session goes, its lease stays, and nobody waits for either.
+async fn a_holder_who_fills_the_lock_table_keeps_nobody_from_a_lease(world: &World) {
+    let lease = world.lease("loc", world.act_as()).await;
+    for slot in 1..3 {
+        let session = fill_the_lock_table(world, &lease).await;
+        let (user, _) = world.user("loc", slot, world.read(), Iterations::One);
+        world.issue(&user).await;
+        assert!(session.batch_execute("SELECT 1").await.is_err());
+    }
+    lease.login(&world.database).await.unwrap();
+    assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
+}
+
+/// A session that a sweep has seen, and that has taken every lock there was to take.
+async fn fill_the_lock_table(world: &World, lease: &Lease<'_>) -> Client {
+    let client = lease.login(&world.database).await.unwrap();
+    world.warehouse.marked_users().await.unwrap();
+    client
+        .batch_execute("BEGIN; SAVEPOINT s; DO $$ BEGIN FOR g IN 1..200000 LOOP PERFORM pg_advisory_lock(g); END LOOP; EXCEPTION WHEN out_of_memory THEN NULL; END $$")
+        .await
+        .unwrap();
+    let full = world
+        .execute(
+            "postgres",
+            "SELECT count(pg_advisory_lock(g)) FROM generate_series(1000001, 1001000) g",
+        )
+        .await;
+    assert!(full.is_err(), "the table is not full");
+    client
 }
 
 /// S5.

@@ -2,6 +2,7 @@
 //! transaction of its own, may be repeated, and failing never stops the next (S2). A rung acts on a name only in the
 //! message that has locked it and compared its OID (S5).
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use kdbt_api::Timestamp;
@@ -25,7 +26,7 @@ mod remains;
 const BETWEEN_SCANS: Duration = Duration::from_millis(20);
 
 /// SQLSTATE of a full lock table.
-const NO_LOCKS: &str = "53200";
+pub(super) const NO_LOCKS: &str = "53200";
 
 /// SQLSTATE of a lock that was not to be had in time.
 const LOCKED: &str = "55P03";
@@ -164,6 +165,54 @@ impl Ending<'_> {
             tokio::time::sleep(BETWEEN_SCANS * 5).await;
         }
         Ok(())
+    }
+
+    /// Ends the session of a lease that holds more locks than all others together. False: there is none. No table can be
+    /// read then, so whose the sessions are is what the last sweep has seen.
+    pub(super) async fn end_the_greediest(&self) -> bool {
+        let Ok(link) = self.warehouse.end.take().await else {
+            return false;
+        };
+        let text = "SELECT l.pid, a.usesysid, pg_catalog.count(*), pg_catalog.sum(pg_catalog.count(*)) OVER () \
+             FROM pg_catalog.pg_lock_status() l LEFT JOIN pg_catalog.pg_stat_get_activity(NULL) a ON a.pid = l.pid \
+             GROUP BY l.pid, a.usesysid ORDER BY 3 DESC LIMIT 1";
+        let rows = link
+            .query("look who holds the most locks", text)
+            .await
+            .unwrap_or_default();
+        let number = |index| rows.first().and_then(|row| row.get(index)?.parse::<u32>().ok());
+        let (Some(oid), Some(locks), Some(all)) = (number(1), number(2), number(3)) else {
+            return false;
+        };
+        let user = self
+            .warehouse
+            .busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&oid)
+            .cloned();
+        let pid = number(0).and_then(|pid| i32::try_from(pid).ok());
+        let (Some(user), Some(pid), true) = (user, pid, locks > all / 2) else {
+            return false;
+        };
+        if terminate(&link, &[pid]).await == 0 {
+            return false;
+        }
+        tracing::error!(
+            server = %self.config.server,
+            user,
+            pid,
+            locks,
+            "ended a session that left others no room in the lock table; the lease goes on"
+        );
+        let deadline = Instant::now() + self.config.fence_timeout;
+        while Instant::now() < deadline {
+            tokio::time::sleep(BETWEEN_SCANS).await;
+            if !sessions(&link, oid).await.is_ok_and(|pids| pids.contains(&pid)) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The right to end sessions, before it is needed: for users that have some and that the broker has not joined
