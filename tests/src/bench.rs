@@ -3,6 +3,7 @@
 //! Only ratios and differences are judged, never a time by itself: machines differ. The broker and the client are release builds
 //! without `testkit`. Nothing fails when a target is missed; the table says `MISS`.
 
+mod against;
 mod expiry;
 mod hostile;
 mod lake;
@@ -12,6 +13,8 @@ mod rates;
 mod raw;
 mod report;
 mod size;
+
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -32,6 +35,9 @@ pub struct Options {
     /// The parts to run; all if absent
     #[arg(long, value_delimiter = ',')]
     parts: Vec<Part>,
+    /// Another broker, such as one built before a change; measures this one in turn with it, and nothing else
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "parts")]
+    against: Option<PathBuf>,
     /// How many clients ask at once
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
     clients: Vec<usize>,
@@ -90,6 +96,15 @@ fn iterations(text: &str) -> Result<u32> {
     }
 }
 
+impl Options {
+    fn versions(&self) -> Vec<PgVersion> {
+        match &self.pg[..] {
+            [] => PgVersion::ALL.to_vec(),
+            chosen => chosen.to_vec(),
+        }
+    }
+}
+
 /// Runs the chosen parts and prints the table.
 pub async fn run(options: &Options) -> Result<()> {
     let binaries = Binaries::build_release()?;
@@ -97,13 +112,27 @@ pub async fn run(options: &Options) -> Result<()> {
     binaries.share()?;
     let chosen = |part| options.parts.is_empty() || options.parts.contains(&part);
     let mut report = Report::default();
+    if let Some(other) = &options.against {
+        let other = other.canonicalize().context("the other broker")?;
+        for version in options.versions() {
+            against::measure(
+                version,
+                &other,
+                options.leases.min(256),
+                options.rounds.max(5),
+                &mut report,
+            )
+            .await?;
+        }
+        report.print();
+        return Ok(());
+    }
     if chosen(Part::Lake) {
         lake::measure(&mut report).await?;
     }
-    let versions = match (&options.parts[..], &options.pg[..]) {
-        ([Part::Lake], _) => Vec::new(),
-        (_, []) => PgVersion::ALL.to_vec(),
-        (_, chosen) => chosen.to_vec(),
+    let versions = match &options.parts[..] {
+        [Part::Lake] => Vec::new(),
+        _ => options.versions(),
     };
     for version in versions {
         let stack = Stack::start(&stack_options(version), report::say).await?;

@@ -40,6 +40,8 @@ pub struct BrokerOptions {
     pub more: String,
     /// The port at which it dials its server, if something stands in between.
     pub dials: Option<u16>,
+    /// The program, if not the one that was built just now.
+    pub program: Option<PathBuf>,
 }
 
 impl BrokerOptions {
@@ -54,6 +56,7 @@ impl BrokerOptions {
             files: Vec::new(),
             more: String::new(),
             dials: None,
+            program: None,
         }
     }
 }
@@ -67,6 +70,7 @@ pub struct Broker {
     port: u16,
     management_port: u16,
     log: String,
+    program: PathBuf,
     password: String,
     http: reqwest::Client,
 }
@@ -111,6 +115,10 @@ impl Broker {
             port,
             management_port,
             log: options.log.clone(),
+            program: options
+                .program
+                .clone()
+                .unwrap_or_else(|| binaries::broker_bin().clone()),
             password,
             http,
         })
@@ -190,7 +198,7 @@ impl Broker {
 
     /// `kdbt-broker <arguments>` with this broker's configuration.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(binaries::broker_bin());
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .arg("--config")
