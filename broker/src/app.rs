@@ -164,6 +164,7 @@ impl Running {
             servers,
             policies: ArcSwapOption::empty(),
             policy_gate: RwLock::default(),
+            bookings: RwLock::default(),
             authenticator: authenticator.clone(),
             clock: clock.clone(),
             rules: house_rules(&config),

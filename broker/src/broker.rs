@@ -43,6 +43,9 @@ pub struct Broker {
     /// Held for writing while the policy is replaced, for reading from the last look at it until what it gave is
     /// written down: a policy that has been replaced gives nothing any more (I10).
     pub policy_gate: RwLock<()>,
+    /// Held for reading from an order's decision until it is booked. Who selects leases to end passes through it for
+    /// writing: every order that was there before stands among them then (I10).
+    pub bookings: RwLock<()>,
     /// For readiness.
     pub authenticator: Authenticator,
     /// The clock.

@@ -11,6 +11,7 @@ use kdbt_api::name::ProfileName;
 use kdbt_api::problem::{Problem, ProblemCode};
 use kdbt_api::profile::{self, SecretForm};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::RwLockReadGuard;
 
 use crate::audit::Actor;
 use crate::broker::{Broker, denied, holder};
@@ -41,6 +42,7 @@ const REASON_LIMIT: usize = 500;
 /// Fills an order.
 pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) -> Result<Issued, UseCaseError> {
     check_order(broker, who, &order.request)?;
+    let under_way = broker.bookings.read().await;
     let policy = broker.policy()?;
     let asked = policy_order(&order.request, broker.clock.now());
     let grant = match policy.decide(&who.claims, &asked) {
@@ -61,7 +63,7 @@ pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) ->
     let (credential, secret) = credential(broker, grant.target.engine, &order.request).await?;
     let booking = booking(broker, who, &order, grant, &server);
     let profile = order.request.profile.clone();
-    let lease = match provision(broker, &server, (who, &asked), booking, &credential).await? {
+    let lease = match provision(broker, &server, (who, &asked), (booking, under_way), &credential).await? {
         Provisioned::New(lease) => lease,
         Provisioned::Replay(lease) if secret.is_some() => return Err(already_delivered(&lease)),
         Provisioned::Replay(lease) => {
@@ -201,7 +203,7 @@ async fn provision(
     broker: &Broker,
     server: &Arc<Server>,
     asked: (&Identity, &Order),
-    booking: Booking,
+    (booking, mut under_way): (Booking, RwLockReadGuard<'_, ()>),
     credential: &Credential,
 ) -> Result<Provisioned, UseCaseError> {
     for _ in 0..NAME_TRIES {
@@ -213,6 +215,7 @@ async fn provision(
             Booked::New(lease) => lease,
             Booked::Replay(lease) => return replay(lease),
         };
+        drop(under_way);
         failpoint::at(Point::IssueBooked).await;
         let Some(user) = new_user(&lease, credential, deadline) else {
             return Err(ProblemCode::Internal.into());
@@ -224,6 +227,7 @@ async fn provision(
                 return Ok(Provisioned::New(lease));
             }
             Err(CreateError::NameTaken) => {
+                under_way = broker.bookings.read().await;
                 let now = server.now();
                 let mut taken = Change::new(&lease, LeaseEvent::NameTaken { at: now }, Actor::Broker, now);
                 taken.rest_until = Some(now + FOREIGN_NAME_RESTS);

@@ -52,6 +52,8 @@ pub(crate) async fn revoke_many(
     let dry_run = request.dry_run;
     let (filter, reason) = selection(broker, who, request)?;
     let mut leases = Vec::new();
+    // An order that was decided before this moment is booked behind this line, and selected with the others.
+    drop(broker.bookings.write().await);
     let (selected, mut failed) = all(broker, &filter).await?;
     for lease in selected {
         if dry_run {

@@ -379,6 +379,7 @@ impl World {
             policies: ArcSwapOption::new(Some(policy(SNOWFLAKE_POLICY))),
             policy_gate: tokio::sync::RwLock::default(),
             authenticator: broker.authenticator.clone(),
+            bookings: tokio::sync::RwLock::default(),
             clock: broker.clock.clone(),
             rules: broker.rules.clone(),
             renewing: Mutex::default(),
@@ -408,6 +409,7 @@ impl World {
             policies: ArcSwapOption::new(policies.flatten().or_else(|| Some(policy(POLICY)))),
             policy_gate: tokio::sync::RwLock::default(),
             authenticator: Authenticator::new(Vec::new(), self.clock.clone(), &tasks, &stop).unwrap(),
+            bookings: tokio::sync::RwLock::default(),
             clock: self.clock.clone(),
             rules: HouseRules {
                 admins: vec![Admin::RealmRole("admin".into())],

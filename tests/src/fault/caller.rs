@@ -62,6 +62,11 @@ impl Caller {
             .await
     }
 
+    /// Looks at something.
+    pub async fn get(&self, path: &str) -> reqwest::Result<Answer> {
+        self.send(self.http.get(format!("{}{path}", self.url))).await
+    }
+
     /// Asks for a lease.
     pub async fn order(&self, body: &Value) -> reqwest::Result<Answer> {
         self.post("/v1/leases", body).await

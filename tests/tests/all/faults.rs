@@ -1,9 +1,12 @@
-//! The broker dies, freezes, loses its store, its server or its network, under load: nothing is left that nobody knows of.
+//! The broker dies, freezes, is told to stop, loses its store, its server or its network, under load: nothing is left that
+//! nobody knows of.
 
 #[path = "faults/freezes.rs"]
 mod freezes;
 #[path = "faults/kills.rs"]
 mod kills;
+#[path = "faults/stops.rs"]
+mod stops;
 #[path = "faults/stores.rs"]
 mod stores;
 #[path = "faults/wires.rs"]
