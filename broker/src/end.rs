@@ -21,10 +21,6 @@ const _: () = assert!(CLAIM_FOR.as_secs() > END_WITHIN.as_secs());
 /// A lease that stands in `provisioning` for longer was abandoned: the warehouse lane sends nothing 20 s after booking.
 pub const PROVISIONING_FOR: Duration = Duration::from_mins(1);
 
-/// How long a name rests after an end for cause: PostgreSQL's default `authentication_timeout` of 60 s, and 5 s.
-/// The doctor warns where the server's is longer.
-pub const REST: Duration = Duration::from_secs(65);
-
 /// What one pass did, for tests, logs and metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PassReport {
@@ -151,7 +147,7 @@ fn outcome_of(claimed: &Claimed, event: LeaseEvent, server: &Server) -> Change {
         change.not_before = Some(now + backoff(lease, Duration::from_secs(1), Duration::from_secs(30)));
     }
     if matches!(change.event, LeaseEvent::Dropped { .. }) && rests(lease) {
-        change.rest_until = Some(now + REST);
+        change.rest_until = Some(now + server.name_rests());
     }
     change
 }

@@ -18,6 +18,12 @@ pub const SKEW_LIMIT: Duration = Duration::from_secs(5);
 /// Issuing stops when the last full sweep is older than this many sweep intervals (I4).
 const SWEEPS_MISSED: u32 = 6;
 
+/// For how long a login may go on where no sweep has told yet: the most that PostgreSQL can be set to.
+const LOGIN_AT_MOST: Duration = Duration::from_mins(10);
+
+/// What a name rests beyond the longest login.
+const REST_MARGIN: Duration = Duration::from_secs(5);
+
 /// The address that dbt gets. It may differ from the one that the broker dials.
 #[derive(Debug, Clone)]
 pub enum PublicAddress {
@@ -76,6 +82,7 @@ struct Seen {
     swept: Option<(Duration, Timestamp)>,
     offset_millis: i64,
     dangerous: usize,
+    login_within: Option<Duration>,
 }
 
 /// What a finished sweep tells about a server.
@@ -87,6 +94,8 @@ pub struct SweepResult {
     pub offset_millis: i64,
     /// Users that are overdue and can still log in or have sessions.
     pub dangerous: usize,
+    /// The longest that a login may take.
+    pub login_within: Duration,
 }
 
 /// Why nothing is issued on a server now. For operators.
@@ -157,11 +166,20 @@ impl Server {
 
     /// Takes note of a full sweep.
     pub fn swept(&self, result: SweepResult) {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = Seen {
             swept: Some((self.clock.elapsed(), result.server_time)),
             offset_millis: result.offset_millis,
             dangerous: result.dangerous,
+            // What began under a longer setting still has its time.
+            login_within: seen.login_within.max(Some(result.login_within)),
         };
+    }
+
+    /// How long a name rests after an end for cause: until no login that began before it can come to its end (S26).
+    #[must_use]
+    pub fn name_rests(&self) -> Duration {
+        self.seen().login_within.unwrap_or(LOGIN_AT_MOST) + REST_MARGIN
     }
 
     /// How long ago the last full sweep was.
@@ -263,6 +281,7 @@ mod tests {
             server_time: clock.now().offset_by_millis(0),
             offset_millis: 0,
             dangerous: 0,
+            login_within: Duration::from_mins(1),
         });
         assert_eq!(server.may_issue(), Ok(()));
         clock.advance(Duration::from_secs(61));
@@ -278,6 +297,7 @@ mod tests {
                 server_time: clock.now().offset_by_millis(offset_millis),
                 offset_millis,
                 dangerous: 0,
+                login_within: Duration::from_mins(1),
             });
             assert_eq!(server.may_issue().is_ok(), ok, "{offset_millis}");
             let says = server
@@ -303,6 +323,7 @@ mod tests {
             server_time: clock.now().offset_by_millis(0),
             offset_millis: 0,
             dangerous: 1,
+            login_within: Duration::from_mins(1),
         });
         assert_eq!(server.may_issue(), Err(Stop::Overdue(1)));
     }
@@ -331,6 +352,7 @@ mod tests {
             server_time,
             offset_millis: 0,
             dangerous: 0,
+            login_within: Duration::from_mins(1),
         });
         clock.set_ahead(3_600_000);
         assert_eq!(server.now(), server_time);
@@ -338,5 +360,22 @@ mod tests {
         clock.advance(Duration::from_secs(61));
         assert_eq!(server.now(), server_time + Duration::from_secs(61));
         assert!(matches!(server.may_issue(), Err(Stop::SweepTooOld(_))));
+    }
+
+    /// S26
+    #[test]
+    fn a_name_rests_for_the_longest_login_that_a_sweep_has_seen_and_for_ten_minutes_before_the_first() {
+        let clock = ManualClock::at(Timestamp::from_unix(1_000_000));
+        let server = server(&clock);
+        assert_eq!(server.name_rests(), Duration::from_secs(605));
+        for (seconds, rests) in [(60, 65), (300, 305), (30, 305)] {
+            server.swept(SweepResult {
+                server_time: clock.now(),
+                offset_millis: 0,
+                dangerous: 0,
+                login_within: Duration::from_secs(seconds),
+            });
+            assert_eq!(server.name_rests(), Duration::from_secs(rests), "{seconds}");
+        }
     }
 }

@@ -107,6 +107,7 @@ pub async fn sweep(store: &dyn LeaseStore, server: &Server, clock: &dyn Clock) -
         server_time: now + catalog.round_trip / 2 + clock.elapsed().saturating_sub(read_at),
         offset_millis,
         dangerous: report.dangerous,
+        login_within: catalog.login_within,
     });
     if report.adopted + report.ended + report.vanished > 0 {
         server.ring();

@@ -145,6 +145,9 @@ pub struct Sweep {
     pub server_time: Timestamp,
     /// How long the answer took; half of it is the doubt in `server_time`.
     pub round_trip: Duration,
+    /// The longest that a login may take which has begun: so long after a user's end, one with its secret may still
+    /// come to its end, and is then known by the name alone.
+    pub login_within: Duration,
 }
 
 /// What a policy needs of a server, for `check` and for bootstrap.

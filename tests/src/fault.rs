@@ -5,6 +5,7 @@ pub mod check;
 pub mod kills;
 pub mod load;
 pub mod proxy;
+pub mod stalled;
 pub mod steps;
 
 use std::fs;

@@ -410,7 +410,7 @@ async fn a_name_rests_after_an_end_for_cause_and_after_one_that_needed_two_tries
     assert_eq!(end(EndReason::Revoked, Some(Fault::Blocked)).await, "kdbt_ada_1");
     assert_eq!(end(EndReason::RevokedByAdmin, None).await, "kdbt_ada_2");
     assert_eq!(end(EndReason::Revoked, None).await, "kdbt_ada_3");
-    world.clock.advance(crate::end::REST);
+    world.clock.advance(world.server().name_rests());
     world.sweep().await.unwrap();
     assert_eq!(end(EndReason::Revoked, None).await, "kdbt_ada_0");
 }

@@ -255,6 +255,7 @@ impl Warehouse for Simulated {
             users,
             server_time,
             round_trip: Duration::ZERO,
+            login_within: Duration::from_mins(1),
         })
     }
 
@@ -378,8 +379,8 @@ impl World {
             servers: BTreeMap::from([(name, Arc::new(server))]),
             policies: ArcSwapOption::new(Some(policy(SNOWFLAKE_POLICY))),
             policy_gate: tokio::sync::RwLock::default(),
-            authenticator: broker.authenticator.clone(),
             bookings: tokio::sync::RwLock::default(),
+            authenticator: broker.authenticator.clone(),
             clock: broker.clock.clone(),
             rules: broker.rules.clone(),
             renewing: Mutex::default(),
@@ -408,8 +409,8 @@ impl World {
             servers: BTreeMap::from([(name, Arc::new(server))]),
             policies: ArcSwapOption::new(policies.flatten().or_else(|| Some(policy(POLICY)))),
             policy_gate: tokio::sync::RwLock::default(),
-            authenticator: Authenticator::new(Vec::new(), self.clock.clone(), &tasks, &stop).unwrap(),
             bookings: tokio::sync::RwLock::default(),
+            authenticator: Authenticator::new(Vec::new(), self.clock.clone(), &tasks, &stop).unwrap(),
             clock: self.clock.clone(),
             rules: HouseRules {
                 admins: vec![Admin::RealmRole("admin".into())],

@@ -5,6 +5,8 @@
 mod freezes;
 #[path = "faults/kills.rs"]
 mod kills;
+#[path = "faults/names.rs"]
+mod names;
 #[path = "faults/stops.rs"]
 mod stops;
 #[path = "faults/stores.rs"]

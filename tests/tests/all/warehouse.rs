@@ -8,6 +8,7 @@ use kdbt_api::name::RoleName;
 use kdbt_broker::grant::{Access, Owner};
 use kdbt_broker::warehouse::{CreateError, EndOutcome, Severity, Warehouse, WarehouseError};
 use kdbt_e2e::contract::warehouse::postgres::{Lease, World, own_role};
+use kdbt_e2e::fault::stalled::Stalled;
 use kdbt_e2e::postgres::{PgOptions, PgVersion};
 use tokio_postgres::Client;
 
@@ -378,39 +379,12 @@ async fn a_login_asleep_after_its_checks_is_ended(world: &World) {
     assert_eq!(world.left_of(&lease.at).await, 0);
 }
 
-/// A client that has the server's challenge and answers only after the end (S26 names the rest).
+/// A client that has the server's challenge and answers only after the end (S26: `faults/names.rs` has the rest).
 async fn a_login_stalled_in_its_password_exchange_is_refused(world: &World) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let lease = world.lease("sta", world.act_as()).await;
-    let (near, mut far) = tokio::io::duplex(1 << 16);
-    let mut config = tokio_postgres::Config::new();
-    config
-        .user(lease.name())
-        .password(&lease.password)
-        .dbname(&world.database);
-    let login = tokio::spawn(async move { config.connect_raw(near, tokio_postgres::NoTls).await.map(|_| ()) });
-    let server = tokio::net::TcpStream::connect(("127.0.0.1", world.port()))
-        .await
-        .unwrap();
-    let (mut from_server, mut to_server) = server.into_split();
-    let mut buffer = [0; 4096];
-    // Startup, request for SCRAM, first message, challenge; then the proof stays with us.
-    for _ in 0..2 {
-        let read = far.read(&mut buffer).await.unwrap();
-        to_server.write_all(&buffer[..read]).await.unwrap();
-        let read = from_server.read(&mut buffer).await.unwrap();
-        far.write_all(&buffer[..read]).await.unwrap();
-    }
-    let read = far.read(&mut buffer).await.unwrap();
-    assert_eq!(buffer[0], b'p', "this is the proof");
+    let stalled = Stalled::login(world.port(), &world.database, lease.name(), &lease.password).await;
     assert_eq!(world.end(&lease.at).await, EndOutcome::Dropped);
-    // It may be cut off already, or refused now.
-    let _ = to_server.write_all(&buffer[..read]).await;
-    let mut answer = Vec::new();
-    let _ = from_server.read_to_end(&mut answer).await;
-    assert!(!answer.starts_with(b"R\0\0\0\x08\0\0\0\0"), "the login got in");
-    drop(far);
-    assert!(login.await.unwrap().is_err());
+    assert!(!stalled.unwrap().gets_in().await.unwrap());
     assert_eq!(world.left_of(&lease.at).await, 0);
 }
 

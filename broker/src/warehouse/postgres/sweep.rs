@@ -1,5 +1,7 @@
 //! One full look at the catalog: every role that bears our mark, and the server's clock. Changes nothing.
 
+use std::time::Duration;
+
 use kdbt_api::Timestamp;
 use kdbt_api::name::InstallationName;
 use tokio::time::Instant;
@@ -10,18 +12,21 @@ use crate::lease::EngineId;
 use crate::mark::{self, Mark};
 use crate::warehouse::{MarkedUser, Sweep};
 
-/// The server's clock first and alone, so that the round trip says how far it can be trusted.
+/// The server's clock first, beside nothing that takes time, so that the round trip says how far it can be trusted.
 pub(super) async fn look(link: &Link, installation: &InstallationName) -> Result<Sweep, Failure> {
     let started = Instant::now();
-    let clock = "SELECT pg_catalog.round(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp()) * 1000)::pg_catalog.int8";
+    let clock = "SELECT pg_catalog.round(EXTRACT(EPOCH FROM pg_catalog.clock_timestamp()) * 1000)::pg_catalog.int8, \
+                 EXTRACT(EPOCH FROM pg_catalog.current_setting('authentication_timeout')::pg_catalog.interval)::pg_catalog.int8";
     let rows = link.query("read the clock", clock).await?;
     let round_trip = started.elapsed();
-    let millis = rows
-        .first()
-        .and_then(|row| row.get(0))
-        .and_then(|text| text.parse().ok());
-    let Some(millis) = millis else {
+    let shown = |index| rows.first()?.get(index);
+    let Some(millis) = shown(0).and_then(|text| text.parse().ok()) else {
         return Err(Failure::Unsafe("the server's clock cannot be read".to_owned()));
+    };
+    let Some(login_seconds) = shown(1).and_then(|text| text.parse().ok()) else {
+        return Err(Failure::Unsafe(
+            "the server does not say how long a login may take".to_owned(),
+        ));
     };
     let rows = link.query("look for marked roles", &scan(installation)).await?;
     let users = rows.iter().filter_map(|row| {
@@ -45,6 +50,7 @@ pub(super) async fn look(link: &Link, installation: &InstallationName) -> Result
         users: users.collect(),
         server_time: Timestamp::from_unix_millis(millis),
         round_trip,
+        login_within: Duration::from_secs(login_seconds),
     })
 }
 

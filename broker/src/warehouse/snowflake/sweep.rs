@@ -2,6 +2,8 @@
 //!
 //! The name prefix only narrows the listing; the mark decides.
 
+use std::time::Duration;
+
 use kdbt_api::name::SnowflakeUsername;
 
 use super::SnowflakeWarehouse;
@@ -12,6 +14,9 @@ use crate::warehouse::{MarkedUser, Sweep, WarehouseError};
 
 /// What every lease's name starts with.
 pub(super) const PREFIX: &str = "KDBT_";
+
+/// A login is one request here, and is refused by the next user's key whatever its name is.
+const LOGIN_WITHIN: Duration = Duration::from_mins(1);
 
 impl SnowflakeWarehouse {
     /// Every user of this installation.
@@ -30,6 +35,7 @@ impl SnowflakeWarehouse {
             users: users.collect(),
             server_time,
             round_trip: listing.took,
+            login_within: LOGIN_WITHIN,
         })
     }
 }
