@@ -30,7 +30,7 @@ pub enum Actor {
 pub struct AuditEvent {
     /// When, by the broker's clock.
     pub at: Timestamp,
-    /// A stable kebab-case code: `lease-booked`, `lease-created`, `denied`, `policy-activated`, `slug-registered`.
+    /// A stable kebab-case code: `lease-booked`, `lease-created`, `sessions-cancelled`, `denied`, `policy-activated`, `slug-registered`.
     pub action: String,
     /// Who.
     pub actor: Actor,

@@ -261,12 +261,12 @@ impl Service for Broker {
         if lease.state != LeaseState::Active {
             return Err(ProblemCode::LeaseNotActive.into());
         }
-        let ended = self
-            .server(&lease.server)?
-            .warehouse
-            .end_sessions(&lease.user_ref())
-            .await;
+        let server = self.server(&lease.server)?;
+        // The row goes first: no session ends without one that says who wanted it (I6).
+        self.store.audit(cancelled(who, &lease, server.now())).await?;
+        let ended = server.warehouse.end_sessions(&lease.user_ref()).await;
         let sessions_ended = ended.map_err(|error| UseCaseError::from(ProblemCode::WarehouseDown).caused_by(error))?;
+        tracing::info!(lease = %lease.id, user = %lease.username, sessions_ended, "sessions ended for their holder");
         Ok(CancelledView { sessions_ended })
     }
 
@@ -414,6 +414,19 @@ impl Service for Broker {
             });
         }
         Readiness { ready, checks }
+    }
+}
+
+fn cancelled(who: &Identity, lease: &Lease, at: Timestamp) -> AuditEvent {
+    AuditEvent {
+        at,
+        action: "sessions-cancelled".into(),
+        actor: Actor::Identity(holder(who)),
+        lease: Some(lease.id),
+        username: Some(lease.username.clone()),
+        server: Some(lease.server.clone()),
+        target: lease.target.clone(),
+        details: serde_json::Map::new(),
     }
 }
 

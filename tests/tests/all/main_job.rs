@@ -4,6 +4,8 @@
 
 #[path = "main_job/answers.rs"]
 mod answers;
+#[path = "main_job/audit.rs"]
+mod audit;
 #[path = "main_job/building.rs"]
 mod building;
 #[path = "main_job/crashes.rs"]
