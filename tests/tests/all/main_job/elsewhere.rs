@@ -83,7 +83,28 @@ async fn no_renewal_makes_a_lease_endless_or_wakes_one_that_has_ended() {
     ada.post(&path, &json!({ "ttl": "1h" })).await.expect(409);
 }
 
-/// CVE-2020-7220, CVE-2019-18616, GHSA-vv66-6rp4-wr4f and CVE-2020-10660: what was taken from the policy was kept alive
+/// CVE-2020-10660: who lost a role went on renewing what it had given.
+#[tokio::test]
+async fn a_token_that_has_lost_its_role_renews_nothing_and_the_lease_ends_at_its_time() {
+    let stack = shared(PgVersion::Pg18).await;
+    let with = |roles: &[&str]| {
+        let forged = stack.identity.played().forge("ada").claim("sub", "sub-demoted");
+        let forged = forged.claim("preferred_username", "demoted");
+        let token = forged.claim("realm_access", json!({ "roles": roles })).token();
+        Caller::new(stack, token)
+    };
+    let (before, after) = (with(&["engineer"]), with(&["analyst"]));
+    let lease = Lease::take(&before, "team", "4s").await;
+    let path = format!("/v1/leases/{}/renew", lease.id);
+    let refused = after.post(&path, &json!({ "ttl": "10m" })).await.expect(403).json();
+    assert_eq!(refused["code"], "policy-denied");
+    assert_eq!(native_expiry(stack, &lease.user).await, Some(lease.ends_at.as_second()));
+    gone(stack, &lease.user, Duration::from_secs(15)).await;
+    let late = jiff::Timestamp::now().duration_since(lease.ends_at).as_secs_f32();
+    assert!((-0.1..6.0).contains(&late), "gone {late} s after its end");
+}
+
+/// CVE-2020-7220, CVE-2019-18616, GHSA-vv66-6rp4-wr4f and CVE-2020-10660 again: what was taken from the policy was kept alive
 /// by leases that nobody could end any more, or that went on renewing.
 #[tokio::test]
 async fn a_lease_whose_target_rule_and_grants_are_gone_is_not_renewed_and_ends_in_time() {
