@@ -80,8 +80,6 @@ codes! {
     TokenMissing = "token-missing", 401, "A token is required";
     /// A token was sent and a rule refuses it; `reason` says which.
     TokenInvalid = "token-invalid", 401, "The token is not accepted";
-    /// A valid token, but a stronger or fresher login is asked for (RFC 9470).
-    StepUpRequired = "step-up-required", 401, "A stronger login is required";
     /// The policy gives this identity nothing there; `reason` says which rule of the policy language refused.
     PolicyDenied = "policy-denied", 403, "The policy does not allow this";
     /// This call needs an admin role.

@@ -173,22 +173,8 @@ impl Http {
             use_case.await.map_err(ApiError::from)
         };
         let task = self.tasks.spawn(work.in_current_span());
-        let result = task
-            .await
-            .unwrap_or_else(|_panicked| Err(ApiError::new(ProblemCode::Internal)));
-        result.map_err(|error| {
-            if error.asks_for_step_up() {
-                self.step_up(error)
-            } else {
-                error
-            }
-        })
-    }
-
-    /// RFC 9470 section 3.
-    fn step_up(&self, error: ApiError) -> ApiError {
-        let challenge = r#"Bearer realm="kdbt", error="insufficient_user_authentication""#;
-        error.challenged(Some(self.with_resource_metadata(challenge)))
+        task.await
+            .unwrap_or_else(|_panicked| Err(ApiError::new(ProblemCode::Internal)))
     }
 
     /// A challenge, with the URL that tells clients where to log in (RFC 9728 section 5.1).

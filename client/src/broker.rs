@@ -86,7 +86,7 @@ impl From<CallError> for Failure {
 fn exit_code(code: Option<ProblemCode>, status: u16) -> Code {
     use ProblemCode as P;
     match code {
-        Some(P::TokenMissing | P::TokenInvalid | P::StepUpRequired) => Code::LoginNeeded,
+        Some(P::TokenMissing | P::TokenInvalid) => Code::LoginNeeded,
         Some(P::PolicyDenied | P::AdminRequired | P::GrantChanged | P::Stopped) => Code::Denied,
         Some(P::NotFound | P::LeaseNotActive) => Code::LeaseGone,
         Some(P::TtlOutOfRange | P::InvalidOrder) => Code::Usage,

@@ -42,11 +42,6 @@ impl ApiError {
     pub(super) fn challenged(self, challenge: Option<String>) -> Self {
         Self { challenge, ..self }
     }
-
-    /// A valid token, but of a login that is too weak or too old (RFC 9470).
-    pub(super) fn asks_for_step_up(&self) -> bool {
-        self.problem.code == ProblemCode::StepUpRequired.as_str()
-    }
 }
 
 impl From<Problem> for ApiError {

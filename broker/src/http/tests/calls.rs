@@ -65,19 +65,6 @@ async fn a_panic_in_a_use_case_is_a_500_without_text() {
     );
 }
 
-// RFC 9470 section 3
-#[tokio::test]
-async fn a_stronger_login_is_asked_for_with_a_challenge() {
-    let broker = Broker::start().await;
-    let answer = broker.call("POST", "/v1/leases", Some(r#"{"target": "strong"}"#)).await;
-    assert_eq!(answer.failure(), (401, "step-up-required".to_owned()));
-    let challenge = answer.header("www-authenticate").unwrap();
-    assert!(
-        challenge.contains(r#"error="insufficient_user_authentication""#),
-        "{challenge}"
-    );
-}
-
 #[tokio::test]
 async fn a_lease_is_renewed_with_a_body_and_without_one() {
     let broker = Broker::start().await;

@@ -157,7 +157,6 @@ impl Service for FakeService {
             "down" => Err(UseCaseError::from(ProblemCode::WarehouseDown)
                 .retry_after(Duration::from_secs(7))
                 .caused_by("no connection to 10.0.0.5")),
-            "strong" => Err(ProblemCode::StepUpRequired.into()),
             _ => Ok(Issued {
                 view: issued(),
                 replay: key == HASH_OF_AGAIN,
