@@ -74,16 +74,20 @@ impl World {
             strict.issuer(),
             minted.as_ref().map(minted::Minted::configured).unwrap_or_default(),
         );
+        let policies = tempfile::tempdir().unwrap();
+        fs::copy(test_policies().join("shop.yaml"), policies.path().join("shop.yaml")).unwrap();
+        fs::write(policies.path().join("accents.yaml"), claims::ACCENTS).unwrap();
         let options = StackOptions {
             version: PgVersion::Pg18,
-            postgres: PgOptions::default(),
+            // What the server is told is in its log, so that it shows what it was not told.
+            postgres: PgOptions::default().set("log_statement", "all"),
             keycloak: false,
             broker: BrokerOptions {
                 log: "trace".to_owned(),
                 issuers,
                 // Each row's honest order is a lease.
                 more: "limits: { leases_per_rule: 5000, leases_per_target: 5000 }\n".to_owned(),
-                ..BrokerOptions::new(test_policies())
+                ..BrokerOptions::new(policies.path())
             },
         };
         let stack = Stack::prepare(&options, |_| {}).await.unwrap();
@@ -383,10 +387,12 @@ async fn check(rows: Vec<Row>) {
         .filter(|line| line.contains("was not authenticated"))
         .collect();
     let metrics = world.metrics().await;
+    let server_log = world.stack.postgres.log().unwrap();
     let mut complaints: Vec<String> = Vec::new();
     for one in &sent {
         let name = format!("{}: {}", one.row.rule, one.row.name);
-        let left = left_over(one, &audit, &refusals);
+        let mut left = left_over(one, &audit, &refusals);
+        left.extend(heard_of(one, &server_log));
         complaints.extend(one.complaints.iter().chain(&left).map(|what| format!("{name}: {what}")));
     }
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
@@ -447,6 +453,16 @@ fn left_over(one: &Sent, audit: &[Value], refusals: &[&str]) -> Vec<String> {
         }
     }
     found
+}
+
+/// What the server was told of a row that is refused, beyond the user of its honest order.
+fn heard_of(one: &Sent, server_log: &str) -> Option<String> {
+    let told = |n: u8| server_log.contains(&format!("CREATE ROLE \"kdbt_{}_{n}\"", one.person));
+    match (one.row.is_refusal(), told(0), told(1)) {
+        (true, false, _) => Some("the server's log does not name the honest order's user".to_owned()),
+        (true, _, true) => Some("the server was told to make a user".to_owned()),
+        _ => None,
+    }
 }
 
 /// Every place but the holder's own answer that shows a secret.

@@ -5,6 +5,25 @@ use serde_json::{Value, json};
 
 use super::{Row, World, check, now, row};
 
+/// Roles that are written in two ways: in `cafe-composed` the accent is part of the letter, in `cafe-combined` it follows.
+pub(super) const ACCENTS: &str = r#"kdbt: 1
+rules:
+  - id: cafe-composed
+    why: The accent is part of the letter.
+    when: { realm_roles: ["caf\u00e9"] }
+    targets: [team]
+    create_as: { postgres: dbt_analytics }
+    ttl: { min: 1s, default: 10m, max: 1h }
+    profile: { schema: analytics }
+  - id: cafe-combined
+    why: The accent follows the letter.
+    when: { realm_roles: ["the\u0301"] }
+    targets: [team]
+    create_as: { postgres: dbt_analytics }
+    ttl: { min: 1s, default: 10m, max: 1h }
+    profile: { schema: analytics }
+"#;
+
 /// A row for each value of one claim.
 fn each(
     rule: &'static str,
@@ -494,6 +513,15 @@ async fn roles_are_lists_of_texts_and_open_only_what_the_policy_says_of_exactly_
             .request(|r| r.get("/v1/leases?subject=x"))
             .problem(403, "admin-required"),
     ];
+    // One text to a reader, two to a machine: no form stands for the other (NFC, NFD).
+    let (composed, combined) = (["caf\u{e9}", "th\u{e9}"], ["cafe\u{301}", "the\u{301}"]);
+    for (held, other) in [(composed[0], combined[0]), (combined[1], composed[1])] {
+        let with = move |role: &'static str| {
+            row("R24", "an accent in another form is another role").claim("realm_access", json!({"roles": [role]}))
+        };
+        rows.push(with(held));
+        rows.push(with(other).problem(403, "policy-denied"));
+    }
     let near = [
         "Engineer",
         "ENGINEER",

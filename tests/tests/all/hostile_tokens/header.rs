@@ -1,5 +1,7 @@
 //! R3 to R8: what a token's header may say, which keys verify, and what a signature is.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::Algorithm;
 use kdbt_broker::identity::Reason as R;
 use kdbt_e2e::issuer::{Key, Seal};
@@ -74,6 +76,16 @@ impl OddKeys {
             Key::generate(Algorithm::ES256).with_kid(self.es256.kid()).jwk(),
         ]
     }
+}
+
+/// The token with an edited payload, under the signature that it had.
+fn with_payload(token: &str, from: &str, to: &str) -> String {
+    let mut parts: Vec<String> = token.split('.').map(str::to_owned).collect();
+    let payload = String::from_utf8(URL_SAFE_NO_PAD.decode(&parts[1]).unwrap()).unwrap();
+    let edited = payload.replacen(from, to, 1);
+    assert_ne!(edited, payload, "nothing is changed");
+    parts[1] = URL_SAFE_NO_PAD.encode(edited);
+    parts.join(".")
 }
 
 fn by(rule: &'static str, name: &'static str, key: fn(&World) -> &Key) -> Row {
@@ -334,6 +346,13 @@ async fn only_a_key_for_signatures_of_this_algorithm_verifies_and_only_the_whole
             .base(|w, t| t.signed_by(&w.odd.es256))
             .token(|t| t.header("alg", "ES384"))
             .refused(R::KeyMismatch),
+        row("R7", "a published secret verifies no MAC that calls itself RS256")
+            .token(|t| {
+                t.header("alg", "RS256")
+                    .header("kid", "mac")
+                    .sealed(Seal::Hs256(b"secret".to_vec()))
+            })
+            .refused(R::UnknownKey),
         row("R7", "an Edwards key verifies no ES256")
             .base(|w, t| t.signed_by(&w.odd.ed))
             .token(|t| t.header("alg", "ES256"))
@@ -355,13 +374,22 @@ async fn only_a_key_for_signatures_of_this_algorithm_verifies_and_only_the_whole
         row("R8", "another issuer's key under its own id is unknown here")
             .token_in(|w, t| t.signed_by(&w.strict.played().active_key(Algorithm::RS256)))
             .refused(R::UnknownKey),
-        row("R8", "a signature over another payload is refused")
-            .text(|t| {
-                let mut parts: Vec<&str> = t.split('.').collect();
-                parts[1] = "e30";
-                parts.join(".")
-            })
-            .refused(R::InvalidIssuer),
+        row("R8", "a signature over another person's payload is refused")
+            .text(|t| with_payload(&t, "\"sub-", "\"sub-of-another-"))
+            .refused(R::BadSignature),
+        row("R8", "a signature over a payload with more roles is refused")
+            .text(|t| with_payload(&t, "\"engineer\"", "\"engineer\",\"admin\""))
+            .refused(R::BadSignature),
+        row(
+            "R8",
+            "a signature over another payload is not what refuses an empty one",
+        )
+        .text(|t| {
+            let mut parts: Vec<&str> = t.split('.').collect();
+            parts[1] = "e30";
+            parts.join(".")
+        })
+        .refused(R::InvalidIssuer),
         zeros(64),
         zeros(63),
         zeros(32),
