@@ -1,11 +1,14 @@
 //! What callers are told.
 
+use std::fs;
 use std::time::Duration;
 
 use kdbt_e2e::issuer::Fault;
 use kdbt_e2e::postgres::PgVersion;
 use kdbt_e2e::stack::Stack;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::{Caller, Lease, shared};
 
@@ -151,4 +154,67 @@ async fn a_hundred_unknown_keys_at_an_issuer_that_hangs_keep_nobody_out() {
     for refused in flood.join_all().await {
         assert_eq!(refused.expect(503).json()["reason"], "issuer-keys-unavailable");
     }
+}
+
+/// What is sent of a request that never comes to its end.
+const MEGABYTE: usize = 1 << 20;
+
+/// The most memory that the broker has had, in kilobytes.
+fn most_memory(stack: &Stack) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", stack.broker.pid().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// Sends this and the first megabytes of a filling, and reads the first line that comes back.
+async fn told(stack: &Stack, head: &str, megabytes: usize) -> String {
+    let address = stack.broker.url().replace("http://", "");
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut from_broker, mut to_broker) = stream.into_split();
+    let filling = async {
+        // It may stop reading at any time.
+        let _ = to_broker.write_all(head.as_bytes()).await;
+        let megabyte = vec![b'A'; MEGABYTE];
+        for _ in 0..megabytes {
+            if to_broker.write_all(&megabyte).await.is_err() {
+                break;
+            }
+        }
+        to_broker
+    };
+    let answer = async {
+        let mut said = vec![0; 1024];
+        let length = from_broker.read(&mut said).await.unwrap_or_default();
+        String::from_utf8_lossy(&said[..length])
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let both = async { tokio::join!(filling, answer).1 };
+    tokio::time::timeout(Duration::from_secs(20), both)
+        .await
+        .expect("an answer")
+}
+
+/// CVE-2025-59043.
+#[tokio::test]
+async fn ten_megabytes_of_token_or_body_are_refused_before_they_have_come_and_take_no_memory() {
+    let stack = shared(PgVersion::Pg15).await;
+    let ada = Caller::person(stack, "ada");
+    let begin = "POST /v1/leases HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+    let token = format!("{begin}Authorization: Bearer ");
+    let behind = format!("{begin}Authorization: Bearer {}\r\n", ada.token);
+    let body = format!("{behind}Content-Length: 10485760\r\n\r\n");
+    let chunks = format!("{behind}Transfer-Encoding: chunked\r\n\r\nA00000\r\n");
+    for (head, status) in [(&token, "431"), (&body, "413"), (&chunks, "413")] {
+        let line = told(stack, head, 1).await;
+        assert_eq!(line.split(' ').nth(1), Some(status), "{line}");
+    }
+    let before = most_memory(stack);
+    let heads = [&token, &body, &chunks].into_iter().cycle().take(30);
+    futures_util::future::join_all(heads.map(|head| told(stack, head, 10))).await;
+    let more = most_memory(stack) - before;
+    assert!(more < 30_000, "300 MB of requests took {more} kB");
+    ada.get("/v1/targets").await.expect(200);
 }

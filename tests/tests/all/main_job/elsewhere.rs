@@ -171,9 +171,26 @@ async fn people_who_share_a_name_share_neither_user_nor_schema_nor_leases() {
     first.revoke(&mine.id).await.expect(200);
 }
 
+/// A database, a group and schemas whose names need quotes.
+const ODD: &str = r#"kdbt: 1
+targets:
+  odd: { server: dwh, engine: postgres, database: Order, tier: dev }
+grants:
+  odd-read:
+    postgres: { member_of: [User$G] }
+rules:
+  - id: odd-own
+    why: Every name that a policy can say stands here in capitals or is a keyword.
+    when: { realm_roles: [engineer] }
+    targets: [odd]
+    grants: [odd-read]
+    own_schema: { name: "Table_{{username}}", also: [Select] }
+    ttl: { min: 1s, default: 10m, max: 1h }
+"#;
+
 /// CVE-2026-39946: names that need quotes were made and could not be dropped, or became statements.
 #[tokio::test]
-async fn an_owner_role_with_the_name_of_a_keyword_works_from_grant_to_drop() {
+async fn names_in_capitals_and_of_keywords_work_from_grant_to_drop() {
     let policies = tempfile::tempdir().unwrap();
     let text = fs::read_to_string(options(PgVersion::Pg18).broker.policies.join("shop.yaml")).unwrap();
     let rule = "  - id: team-build\n";
@@ -189,12 +206,18 @@ async fn an_owner_role_with_the_name_of_a_keyword_works_from_grant_to_drop() {
         keyword.split("\ntests:").next().unwrap(),
     )
     .unwrap();
+    fs::write(policies.path().join("odd.yaml"), ODD).unwrap();
     for version in PgVersion::ALL {
         let mut options = options(version);
         options.broker.policies = policies.path().to_owned();
-        let stack = Stack::start(&options, |_| {}).await.unwrap();
+        let stack = Stack::prepare(&options, |_| {}).await.unwrap();
+        stack.postgres.create_database("Order").await.unwrap();
+        let mut stack = stack.bootstrapped(|_| {}).await.unwrap();
         let sql = "CREATE SCHEMA \"Order\" AUTHORIZATION \"Select$1\"";
         stack.postgres.execute(DATABASE, sql).await.unwrap();
+        let sql = "CREATE TABLE public.\"Case\" (i int); GRANT SELECT ON public.\"Case\" TO \"User$G\"";
+        stack.postgres.execute("Order", sql).await.unwrap();
+        stack.broker.start().await.unwrap();
         let ada = Caller::person(&stack, "ada");
         let lease = Lease::take(&ada, "team", "10m").await;
         let session = lease.connect(&stack).await.unwrap();
@@ -206,6 +229,20 @@ async fn an_owner_role_with_the_name_of_a_keyword_works_from_grant_to_drop() {
         assert!(!exists(&stack, &lease.user).await);
         let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'Table; DROP'";
         assert_eq!(stack.rows(owner).await.unwrap(), [["Select$1"]]);
+
+        let make = "CREATE TABLE \"Table_ada\".\"Group\" (i int); CREATE TABLE \"Table_ada_Select\".\"Group\" (i int)";
+        let find = "SELECT FROM \"Table_ada\".\"Group\", \"Table_ada_Select\".\"Group\", public.\"Case\"";
+        for sql in [make, find] {
+            let lease = Lease::take(&ada, "odd", "10m").await;
+            let session = stack.postgres.connect_as("Order", &lease.user, &lease.password).await;
+            let session = session.unwrap();
+            // Of its own, so that the end has something to clean up in that database.
+            let own = "SET ROLE NONE; SELECT lo_create(0); RESET ROLE";
+            session.batch_execute(own).await.unwrap();
+            session.batch_execute(sql).await.unwrap();
+            ada.revoke(&lease.id).await.expect(200);
+            assert!(!exists(&stack, &lease.user).await);
+        }
     }
 }
 
