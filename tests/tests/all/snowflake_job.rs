@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use kdbt_api::credential::PrivateKey;
 use kdbt_e2e::broker::Broker;
 use kdbt_e2e::client::Workstation;
 use kdbt_e2e::identity::IdentityProvider;
@@ -10,6 +11,7 @@ use kdbt_e2e::snowflake::Simulator;
 use kdbt_e2e::snowflake::account::Account;
 use kdbt_e2e::snowflake::fault::Fault;
 use kdbt_e2e::snowflake::stack::{SnowflakeOptions, SnowflakeStack};
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 const POLICY: &str = r#"kdbt: 1
@@ -316,5 +318,36 @@ async fn a_lost_store_loses_no_user_and_a_mark_that_is_over_ends_it() {
             world.broker.log_tail(30)
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// S23: a user is known by its mark and by no key, so what a holder adds to it goes with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_the_holder_adds_neither_saves_the_user_nor_opens_the_next_one() {
+    let world = World::start().await;
+    let (added, public) = PrivateKey::generate().unwrap();
+    let added = added.secret().expose_secret();
+    let opens = || world.simulator.log_in(&token(added, "KDBT_ADA_0")).is_ok();
+    for _ in 0..2 {
+        let (status, answer) = world.order().await;
+        assert_eq!(status, 201, "{answer}");
+        assert_eq!(world.lease_users(), ["KDBT_ADA_0"], "the name is used again");
+        assert!(!opens(), "the key of the user before");
+        let add = format!(
+            "ALTER USER KDBT_ADA_0 SET RSA_PUBLIC_KEY_2 = '{}'",
+            public.to_snowflake()
+        );
+        // Whoever may: the account's settings say whether that is the user itself.
+        world.simulator.ask("KDBT_BROKER", &add).unwrap();
+        assert!(opens(), "the added key is one");
+        let id = answer["lease"]["id"].as_str().unwrap();
+        let (status, renewed) = world
+            .call("POST", &format!("leases/{id}/renew"), json!({"ttl": "90m"}))
+            .await;
+        assert_eq!(status, 200, "{renewed}");
+        assert!(opens(), "a renewal takes no key away");
+        let (status, _) = world.call("DELETE", &format!("leases/{id}"), Value::Null).await;
+        assert_eq!(status, 200);
+        assert!(world.lease_users().is_empty() && !opens());
     }
 }
