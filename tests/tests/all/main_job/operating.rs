@@ -71,7 +71,7 @@ async fn a_broker_that_starts_without_a_policy_gives_nothing_and_ends_users_at_t
     let folder = stack.broker.policies();
     let good = fs::read_to_string(folder.join("shop.yaml")).unwrap();
     for damage in ["no file can be read", "a file is broken"] {
-        let short = Lease::take(&ada, "team", "4s").await;
+        let short = Lease::take(&ada, "team", "3s").await;
         let long = Lease::take(&ada, "team", "10m").await;
         stack.broker.kill().await.unwrap();
         fs::remove_file(folder.join("shop.yaml")).unwrap();
