@@ -8,6 +8,7 @@ pub mod lease;
 pub mod name;
 pub mod problem;
 pub mod profile;
+pub mod terminal;
 pub mod time;
 
 pub use time::{Timestamp, Ttl};

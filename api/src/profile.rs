@@ -9,6 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::lease::{Connection, Engine, PostgresConnection, SnowflakeConnection};
 use crate::name::{ProfileName, TargetName};
+use crate::terminal::is_control;
 
 /// The variable that holds the secret. dbt puts `DBT_ENV_SECRET_…` values in after rendering and masks
 /// them in its logs.
@@ -244,14 +245,6 @@ fn check_text(key: &'static str, value: &str) -> Result<(), ProfileError> {
 
 fn is_jinja(value: &str) -> bool {
     ["{{", "{%", "{#"].iter().any(|opening| value.contains(opening))
-}
-
-/// Control characters, those that turn the direction of a text, and YAML's line breaks and non-characters.
-#[must_use]
-pub fn is_control(c: char) -> bool {
-    let turning = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let broken = matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
-    c.is_control() || turning || broken
 }
 
 /// An account identifier: `myorg-myaccount`, or an account locator with its region, `xy12345.eu-central-1.privatelink`.

@@ -121,18 +121,21 @@ impl Cli {
             Command::Serve(serve) => serve.run().await,
             Command::Policy(command) => {
                 let now = system_clock().now();
-                match policy::run(&command, now, &mut std::io::stdout(), &mut std::io::stderr()) {
-                    Ok(code) => ExitCode::from(code),
-                    // Whoever read the output has gone.
-                    Err(_closed_pipe) => ExitCode::FAILURE,
+                let (mut found, mut stopped) = (Vec::new(), Vec::new());
+                let code = policy::run(&command, now, &mut found, &mut stopped);
+                output::text(&String::from_utf8_lossy(&found));
+                if !stopped.is_empty() {
+                    output::note(String::from_utf8_lossy(&stopped).trim_end());
                 }
+                // Memory takes whatever is written.
+                code.map_or(ExitCode::FAILURE, ExitCode::from)
             }
             Command::Doctor(doctor) => doctor.run().await,
             Command::Audit(command) => command.run(),
             Command::Completion { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "kdbt-broker", &mut script);
-                output::text(&String::from_utf8_lossy(&script));
+                output::script(&String::from_utf8_lossy(&script));
                 ExitCode::SUCCESS
             }
         }

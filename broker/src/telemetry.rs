@@ -4,6 +4,7 @@
 use std::io;
 use std::str::FromStr;
 
+use kdbt_api::terminal::visible;
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, FilterFn, ParseError, filter_fn};
@@ -72,12 +73,42 @@ where
     let asked_for = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(filter)?;
-    let lines = lines::layer().with_writer(writer);
+    let lines = lines::layer().with_writer(Plain(writer));
     let lines = match format {
         LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     Ok(Registry::default().with(lines.with_filter(clamp())).with(asked_for))
+}
+
+/// Writes for people who read with a terminal: names in a line are chosen by holders of leases, so nothing in it steers
+/// (S22), and what goes on below it is indented, so that no name begins a line that looks like ours.
+struct Plain<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Plain<W> {
+    type Writer = Plain<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Plain(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'a self, line: &Metadata<'_>) -> Self::Writer {
+        Plain(self.0.make_writer_for(line))
+    }
+}
+
+impl<W: io::Write> io::Write for Plain<W> {
+    /// Each line of the log comes whole.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let shown = visible(text.trim_end_matches('\n')).replace('\n', "\n    ");
+        self.0.write_all((shown + "\n").as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Ours at any level, others at `info` and above.
@@ -154,6 +185,28 @@ pub(crate) mod tests {
             (line["message"].as_str(), line["answer"].as_i64()),
             (Some("own-info"), Some(42))
         );
+    }
+
+    /// S22
+    #[test]
+    fn a_name_in_the_log_neither_steers_a_terminal_nor_begins_a_line() {
+        let name = "a\u{1b}[2K\u{9b}2J\u{202e}b\nerror";
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let memory = Memory::default();
+            let writer = memory.clone();
+            let subscriber = subscriber("info", format, move || writer.clone()).unwrap();
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::info!(target: "kdbt_broker::end", name, shown = %name, debug = ?[name], "{name}");
+            });
+            let text = memory.text();
+            let steers = |c: char| c != '\n' && kdbt_api::terminal::is_control(c);
+            assert!(!text.contains(steers), "{format:?}: {text:?}");
+            assert!(text.ends_with('\n') && !text.contains("\nerror"), "{text}");
+            if format == LogFormat::Json {
+                let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!((&line["name"], &line["shown"]), (&name.into(), &name.into()));
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use kdbt_api::Timestamp;
+use kdbt_api::terminal::{is_control, visible};
 
 use crate::exit::{Code, Failure, Outcome};
 
@@ -23,7 +24,7 @@ impl Output {
         }
     }
 
-    /// The product, as it is. A reader that has gone away is no failure.
+    /// The product for programs, as it is. A reader that has gone away is no failure.
     #[expect(clippy::unused_self, reason = "all output goes through this one value")]
     pub(crate) fn product(self, text: &str) -> Outcome<()> {
         let mut stdout = std::io::stdout().lock();
@@ -36,11 +37,16 @@ impl Output {
         }
     }
 
-    /// A value as JSON, for programs.
+    /// The product for people, in which nothing steers their terminal.
+    pub(crate) fn show(self, text: &str) -> Outcome<()> {
+        self.product(&visible(text))
+    }
+
+    /// A value as JSON, for programs. What would steer a terminal is escaped in it.
     pub(crate) fn json(self, value: &impl serde::Serialize) -> Outcome<()> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| Failure::new(Code::Failed, format!("cannot write JSON: {error}")))?;
-        self.product(&(text + "\n"))
+        self.show(&(text + "\n"))
     }
 
     /// News that `--quiet` turns off.
@@ -57,21 +63,32 @@ impl Output {
 
     /// Something that did not stop the command.
     pub(crate) fn warn(self, text: &str) {
-        self.line(&format!("{} {text}", self.paint("33", "warning:")));
+        self.lead("33", "warning:", text);
     }
 
     /// The failure that ends the command, its hint on a line of its own.
     pub(crate) fn failure(self, failure: &Failure) {
-        self.line(&format!("{} {failure}", self.paint("31", "error:")));
+        self.lead("31", "error:", &failure.to_string());
         if let Some(hint) = &failure.hint {
-            self.line(&format!("{} {hint}", self.paint("36", "hint:")));
+            self.lead("36", "hint:", hint);
         }
+    }
+
+    /// A line behind a coloured word.
+    fn lead(self, colour: &str, word: &str, text: &str) {
+        // A stderr that is gone leaves nobody to tell.
+        let _ = writeln!(
+            std::io::stderr().lock(),
+            "{} {}",
+            self.paint(colour, word),
+            visible(text)
+        );
     }
 
     #[expect(clippy::unused_self, reason = "all output goes through this one value")]
     fn line(self, text: &str) {
-        // A stderr that is gone leaves nobody to tell.
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        // As above.
+        let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
     }
 
     fn paint(self, code: &str, text: &str) -> String {
@@ -121,16 +138,13 @@ pub(crate) fn span(duration: Duration) -> String {
 /// A text from elsewhere as it may stand on a terminal: no control characters, no turned direction, at
 /// most 500 characters.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars()
-        .filter(|c| !kdbt_api::profile::is_control(*c))
-        .take(500)
-        .collect()
+    text.chars().filter(|c| !is_control(*c)).take(500).collect()
 }
 
 /// The same for a text of several lines, up to 16 000 characters.
 pub(crate) fn clean_lines(text: &str) -> String {
     text.chars()
-        .filter(|c| *c == '\n' || !kdbt_api::profile::is_control(*c))
+        .filter(|c| *c == '\n' || !is_control(*c))
         .take(16_000)
         .collect()
 }

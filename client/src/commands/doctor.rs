@@ -14,7 +14,7 @@ pub(crate) async fn doctor(settings: Settings) -> Outcome<()> {
     let output = settings.output;
     let broker = Broker::find(settings, false).await?;
     let config = &broker.config;
-    output.product(&format!(
+    output.show(&format!(
         "ok  broker {} ({}, version {})\n",
         broker.url,
         clean(&config.installation),
@@ -32,17 +32,17 @@ pub(crate) async fn doctor(settings: Settings) -> Outcome<()> {
                 span(skew)
             ));
         } else {
-            output.product("ok  clock\n")?;
+            output.show("ok  clock\n")?;
         }
     }
     Provider::discover(broker.settings(), &broker.issuer).await?;
-    output.product(&format!("ok  issuer {}\n", broker.issuer.issuer))?;
+    output.show(&format!("ok  issuer {}\n", broker.issuer.issuer))?;
     let claims = broker.claims().await?;
     let name = claims.preferred_username.or(claims.sub).unwrap_or_default();
-    output.product(&format!("ok  token of {}\n", clean(&name)))?;
+    output.show(&format!("ok  token of {}\n", clean(&name)))?;
     let targets = broker.targets().await?.targets;
     let names: Vec<&str> = targets.iter().map(|view| view.target.as_str()).collect();
-    output.product(&format!(
+    output.show(&format!(
         "ok  targets: {}\n",
         if names.is_empty() {
             "none".into()

@@ -27,7 +27,7 @@ pub(crate) async fn leases(settings: Settings, args: Json) -> Outcome<()> {
         output.note("You have no leases");
         return Ok(());
     }
-    output.product(&table(&["LEASE", "TARGET", "USER", "STATE", "UNTIL", "RULES"], &rows))
+    output.show(&table(&["LEASE", "TARGET", "USER", "STATE", "UNTIL", "RULES"], &rows))
 }
 
 fn row(lease: &LeaseView) -> Vec<String> {

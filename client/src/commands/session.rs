@@ -62,7 +62,7 @@ pub(crate) async fn whoami(settings: Settings, args: Json) -> Outcome<()> {
         }));
     }
     let expires = claims.expires_at().map_or_else(String::new, |at| moment(at, now()));
-    output.product(&format!(
+    output.show(&format!(
         "name         {name}\nsubject      {subject}\nissuer       {}\nbroker       {}\nrealm roles  {}\ntoken until  {expires}\n",
         claims.iss,
         broker.url,

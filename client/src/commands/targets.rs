@@ -40,7 +40,7 @@ pub(crate) async fn targets(settings: Settings, args: Json) -> Outcome<()> {
             ]
         })
         .collect();
-    output.product(&table(
+    output.show(&table(
         &["TARGET", "TIER", "TTL", "RULES", "ON REQUEST", "ACCESS"],
         &rows,
     ))
@@ -62,7 +62,7 @@ pub(crate) async fn explain(settings: Settings, args: Explain) -> Outcome<()> {
     if args.json {
         output.json(&view)?;
     } else {
-        output.product(&format!("{}\n", clean_lines(view.text.trim_end())))?;
+        output.show(&format!("{}\n", clean_lines(view.text.trim_end())))?;
     }
     if view.allowed {
         return Ok(());

@@ -32,6 +32,8 @@ pub(crate) struct Knobs {
     pub(crate) refuse_renewal: bool,
     pub(crate) lease_state: &'static str,
     pub(crate) targets: Vec<&'static str>,
+    /// What it says of the access to each.
+    pub(crate) access: &'static str,
     pub(crate) expires_in: i64,
     pub(crate) refresh_works: bool,
     /// Other members of the connection than those of a PostgreSQL target: the target is on Snowflake.
@@ -83,6 +85,7 @@ impl Fake {
                 refuse_renewal: false,
                 lease_state: "active",
                 targets: vec!["dev"],
+                access: "reads marts",
                 expires_in: 300,
                 refresh_works: true,
                 snowflake: None,
@@ -424,7 +427,7 @@ async fn broker(
         ("POST", "revocations") => answer(200, &json!({"dry_run": false, "leases": [lease("ended", 0)]})),
         ("GET", "targets") => {
             let engine = knobs.snowflake.as_ref().map_or("postgres", |_| "snowflake");
-            let target = |name: &&str| json!({"target": name, "engine": engine, "tier": "dev", "rules": ["analyst"], "opt_in": [], "access": "reads marts"});
+            let target = |name: &&str| json!({"target": name, "engine": engine, "tier": "dev", "rules": ["analyst"], "opt_in": [], "access": knobs.access});
             let targets: Vec<Value> = knobs.targets.iter().map(target).collect();
             answer(200, &json!({"targets": targets}))
         }

@@ -220,3 +220,21 @@ fn a_template_needs_no_broker() {
         .unwrap();
     assert!(stdout(&output).starts_with("\"jaffle\":\n  target: \"dev\"\n"));
 }
+
+/// S22
+#[test]
+fn a_text_of_the_broker_steers_no_terminal_in_any_form_of_output() {
+    let fake = Fake::start();
+    let hostile = "reads\u{1b}[2K\u{9b}2J\u{202e}marts";
+    fake.knobs().access = hostile;
+    for form in [&["targets"][..], &["targets", "--json"]] {
+        let output = fake.client_with_token(form).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let steers = |c: char| c != '\n' && kdbt_api::terminal::is_control(c);
+        assert!(!stdout(&output).contains(steers), "{form:?}: {output:?}");
+        if form.len() == 2 {
+            let read: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+            assert_eq!(read[0]["access"], hostile, "programs read what was there");
+        }
+    }
+}

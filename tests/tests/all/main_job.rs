@@ -26,6 +26,8 @@ mod operating;
 mod residue;
 #[path = "main_job/secrets.rs"]
 mod secrets;
+#[path = "main_job/terminal.rs"]
+mod terminal;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
