@@ -9,8 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use crate::postgres::Postgres;
 
 /// The codes that stand in place of a version in a client's first message.
 const SSL_REQUEST: u32 = 80_877_103;
@@ -26,6 +29,10 @@ pub enum Tls {
     Refused,
     /// Here it is, with a certificate for this host that nobody vouches for.
     Unvouched,
+    /// Here it is, with a certificate that the server's authority has made for another host.
+    Elsewhere,
+    /// Here it is, with the server's own certificate: who has that can only be told by what it asks for.
+    Stolen,
 }
 
 /// What it wants to be told.
@@ -71,7 +78,7 @@ pub struct Impostor {
 struct Shared {
     play: Mutex<(Tls, Wants)>,
     heard: Mutex<Heard>,
-    tls: Arc<ServerConfig>,
+    certificates: Mutex<Vec<(Tls, Arc<ServerConfig>)>>,
 }
 
 impl Impostor {
@@ -82,7 +89,7 @@ impl Impostor {
         let shared = Arc::new(Shared {
             play: Mutex::new((Tls::Refused, Wants::Cleartext)),
             heard: Mutex::default(),
-            tls: Arc::new(unvouched()?),
+            certificates: Mutex::new(vec![(Tls::Unvouched, unvouched()?)]),
         });
         let here = Arc::clone(&shared);
         thread::Builder::new().name("impostor".into()).spawn(move || {
@@ -93,6 +100,15 @@ impl Impostor {
             }
         })?;
         Ok(Self { port, shared })
+    }
+
+    /// Gives it the certificates that it can have of this server's authority.
+    pub fn certify(&self, server: &Postgres) -> Result<()> {
+        let elsewhere = of_pem(&server.certificate_of_another_host()?)?;
+        let stolen = of_pem(&server.certificate()?)?;
+        let mut certificates = self.shared.certificates.lock().unwrap();
+        certificates.extend([(Tls::Elsewhere, elsewhere), (Tls::Stolen, stolen)]);
+        Ok(())
     }
 
     /// Its port.
@@ -118,10 +134,10 @@ impl Shared {
         self.heard.lock().unwrap().connections += 1;
         let (tls, wants) = *self.play.lock().unwrap();
         loop {
-            match (first_message(&mut stream)?, tls) {
-                (SSL_REQUEST, Tls::Unvouched) => {
+            match (first_message(&mut stream)?, self.certificate(tls)) {
+                (SSL_REQUEST, Some(certificate)) => {
                     stream.write_all(b"S")?;
-                    let session = ServerConnection::new(Arc::clone(&self.tls))?;
+                    let session = ServerConnection::new(certificate)?;
                     let mut stream = StreamOwned::new(session, stream);
                     first_message(&mut stream)?;
                     return self.log_in(&mut stream, wants);
@@ -130,6 +146,12 @@ impl Shared {
                 (_startup, _) => return self.log_in(&mut stream, wants),
             }
         }
+    }
+
+    fn certificate(&self, tls: Tls) -> Option<Arc<ServerConfig>> {
+        let certificates = self.certificates.lock().unwrap();
+        let found = certificates.iter().find(|(kind, _)| *kind == tls);
+        found.map(|(_, certificate)| Arc::clone(certificate))
     }
 
     fn log_in(&self, stream: &mut (impl Read + Write), wants: Wants) -> Result<()> {
@@ -193,13 +215,21 @@ fn sized(stream: &mut impl Read) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-fn unvouched() -> Result<ServerConfig> {
+fn unvouched() -> Result<Arc<ServerConfig>> {
     let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
     let made = rcgen::generate_simple_self_signed(names)?;
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    configured(made.cert.der().clone(), key.into())
+}
+
+fn of_pem((certificate, key): &(String, String)) -> Result<Arc<ServerConfig>> {
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+    configured(CertificateDer::from_pem_slice(certificate.as_bytes())?, key)
+}
+
+fn configured(certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) -> Result<Arc<ServerConfig>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(config
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)?)
+    let config = config.with_no_client_auth().with_single_cert(vec![certificate], key)?;
+    Ok(Arc::new(config))
 }

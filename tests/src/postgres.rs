@@ -157,6 +157,24 @@ impl Postgres {
         self.tls.then(|| self.folder.join("ca.pem"))
     }
 
+    /// The server's certificate and its key, as whoever broke into it has them.
+    pub fn certificate(&self) -> Result<(String, String)> {
+        self.pem("server")
+    }
+
+    /// A certificate by the same authority for another host, and its key.
+    pub fn certificate_of_another_host(&self) -> Result<(String, String)> {
+        self.pem("elsewhere")
+    }
+
+    fn pem(&self, name: &str) -> Result<(String, String)> {
+        let read = |kind: &str| {
+            let file = self.folder.join(format!("{name}.{kind}"));
+            fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
+        };
+        Ok((read("pem")?, read("key")?))
+    }
+
     /// All that the server has logged so far. What a secret must never stand in.
     pub fn log(&self) -> Result<String> {
         let log = fs::read(self.folder.join("log")).context("read the server's log")?;
@@ -489,7 +507,7 @@ fn configuration(root: &Path, tls: bool, options: &PgOptions) -> String {
     lines.concat()
 }
 
-/// A certificate authority of the test's own and a server certificate that it signed.
+/// A certificate authority of the test's own, a server certificate that it signed, and one that is not for this host.
 fn write_certificates(root: &Path) -> Result<()> {
     let ca_key = rcgen::KeyPair::generate()?;
     let mut ca = rcgen::CertificateParams::default();
@@ -500,13 +518,21 @@ fn write_certificates(root: &Path) -> Result<()> {
     fs::write(root.join("ca.pem"), ca.self_signed(&ca_key)?.pem())?;
     let issuer = rcgen::Issuer::new(ca, ca_key);
 
-    let key = rcgen::KeyPair::generate()?;
-    let mut server = rcgen::CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-    server.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
-    server.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-    fs::write(root.join("server.pem"), server.signed_by(&key, &issuer)?.pem())?;
-    fs::write(root.join("server.key"), key.serialize_pem())?;
-    fs::set_permissions(root.join("server.key"), fs::Permissions::from_mode(0o600))?;
+    for (name, hosts) in [
+        ("server", &["localhost", "127.0.0.1"][..]),
+        ("elsewhere", &["elsewhere.example"]),
+    ] {
+        let key = rcgen::KeyPair::generate()?;
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        let common = hosts.first().cloned().unwrap_or_default();
+        let mut server = rcgen::CertificateParams::new(hosts)?;
+        server.distinguished_name.push(rcgen::DnType::CommonName, common);
+        server.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        fs::write(root.join(format!("{name}.pem")), server.signed_by(&key, &issuer)?.pem())?;
+        let file = root.join(format!("{name}.key"));
+        fs::write(&file, key.serialize_pem())?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use kdbt_e2e::impostor::{Impostor, Tls, Wants};
 use kdbt_e2e::postgres::PgVersion;
 use kdbt_e2e::process::Finished;
 use kdbt_e2e::stack::{DATABASE, Stack};
@@ -319,5 +320,29 @@ async fn a_warehouse_that_cannot_be_trusted_gets_no_password_and_no_text_holds_i
         // Only a server that can be trusted and reached is shown a password.
         assert_eq!(attempts().await > before, what == "28P01", "{what}");
     }
+    // Who stands at its address must have a certificate for that very host, by that very authority.
+    let impostor = Impostor::start().unwrap();
+    impostor.certify(&stack.postgres).unwrap();
+    let misled = trusting.replace(
+        &format!("port: {port}, user"),
+        &format!("port: {}, user", impostor.port()),
+    );
+    assert_ne!(misled, trusting);
+    for (tls, what) in [
+        (Tls::Refused, "server does not support TLS"),
+        (Tls::Unvouched, "UnknownIssuer"),
+        (Tls::Elsewhere, "not valid for name"),
+    ] {
+        impostor.play(tls, Wants::Cleartext);
+        let said = doctor(&misled).await;
+        assert_ne!(said.code, 0, "{tls:?}: {said:?}");
+        assert!((said.stdout.clone() + &said.stderr).contains(what), "{tls:?}: {said:?}");
+        let heard = impostor.heard();
+        assert!(heard.connections > 0 && heard.answers.is_empty(), "{tls:?}: {heard:?}");
+    }
+    // Nothing else kept it silent.
+    impostor.play(Tls::Stolen, Wants::Cleartext);
+    doctor(&misled).await;
+    assert!(impostor.heard().holds(stack.broker.password()));
     fs::write(&file, &plain).unwrap();
 }
