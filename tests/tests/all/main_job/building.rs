@@ -154,3 +154,72 @@ async fn a_pipeline_builds_with_a_service_account_and_finds_no_secret_of_it_in_d
     let debug = build(&pipeline, &project, &["--target", "team", "--", "dbt", "debug"]).await;
     assert!(debug.stdout.contains("All checks passed!"), "{}", debug.stdout);
 }
+
+/// What `exec` takes from its child's environment, by the constants of the client's code.
+fn taken() -> Vec<String> {
+    let read = |file: &str| {
+        let file = format!("{}/../client/src/{file}", env!("CARGO_MANIFEST_DIR"));
+        fs::read_to_string(file).unwrap()
+    };
+    let listed = |text: &str, name: &str| -> Vec<String> {
+        let list = text.split_once(&format!("const {name}: [&str; ")).unwrap().1;
+        let list = list.split_once("] = [").unwrap().1.split(']').next().unwrap();
+        list.split('"').skip(1).step_by(2).map(ToOwned::to_owned).collect()
+    };
+    let mut all = listed(&read("settings.rs"), "OURS");
+    all.extend(listed(&read("run/child.rs"), "MISLEADING"));
+    all
+}
+
+/// S19: a dbt package reads all of its environment.
+#[tokio::test]
+async fn a_macro_that_asks_for_every_variable_finds_the_lease_and_nothing_that_is_ours() {
+    let names = [
+        "KDBT_TOKEN",
+        "KDBT_TOKEN_FILE",
+        "KDBT_CLIENT_ID",
+        "KDBT_CLIENT_SECRET",
+        "KDBT_CLIENT_SECRET_FILE",
+        "KDBT_OIDC_TOKEN",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+        "ACTIONS_ID_TOKEN_REQUEST_URL",
+        "PGHOSTADDR",
+        "PGSERVICE",
+        "PGSERVICEFILE",
+        "PGPASSFILE",
+        "PGPASSWORD",
+    ];
+    for start in taken() {
+        assert!(
+            names.iter().any(|name| name.starts_with(&start)),
+            "{start} is not asked for"
+        );
+    }
+    let stack = shared(PgVersion::Pg18).await;
+    let machine = stack.pipeline().unwrap();
+    let token = machine.home().join("token");
+    fs::write(&token, stack.identity.played().token_for("ada")).unwrap();
+    let project = Stack::project().unwrap();
+    fs::create_dir_all(project.path().join("macros")).unwrap();
+    let asked = json!([&names[..], &["SHOP_REGION"]].concat());
+    let snoop = format!(
+        "{{% macro snoop() %}}\n\
+         {{% for name in {asked} %}}{{{{ log('FOUND ' ~ name ~ ' ' ~ env_var(name, 'nothing'), info=true) }}}}{{% endfor %}}\n\
+         {{{{ log('LEASE ' ~ env_var('KDBT_USER') ~ ' ' ~ run_query('select session_user').rows[0][0], info=true) }}}}\n\
+         {{% endmacro %}}\n"
+    );
+    fs::write(project.path().join("macros/snoop.sql"), snoop).unwrap();
+    let arguments = ["exec", "--target", "team", "--", "dbt", "run-operation", "snoop"];
+    let mut command = machine.command_in(&project, &arguments).unwrap();
+    command.envs(names.map(|name| (name, "a-secret-of-the-pipeline")));
+    command.env("KDBT_TOKEN_FILE", &token).env("SHOP_REGION", "north");
+    let said = Finished::of(command).await.unwrap().expect(0).unwrap().stdout;
+    for name in names {
+        assert!(said.contains(&format!("FOUND {name} nothing\n")), "{name}: {said}");
+    }
+    // It does find what is there, and the lease works.
+    assert!(said.contains("FOUND SHOP_REGION north"), "{said}");
+    let lease = said.split("LEASE ").nth(1).unwrap().lines().next().unwrap();
+    let (told, used) = lease.split_once(' ').unwrap();
+    assert!(told.starts_with("kdbt_ada_") && told == used, "{lease}");
+}
