@@ -105,10 +105,7 @@ fn exit_code(code: Option<ProblemCode>, status: u16) -> Code {
 impl Broker {
     /// Asks the broker what it is. Sends no token yet.
     pub(crate) async fn find(settings: Settings, trust_issuer: bool) -> Outcome<Self> {
-        let mut url = settings.broker_url()?;
-        if !url.path().ends_with('/') {
-            url.set_path(&format!("{}/", url.path()));
-        }
+        let url = settings.broker_url()?;
         let http = Http::new(&settings, &url)?;
         let request = http.client().get(join(&url, "v1/client-config")?);
         let answer = http.send(request).await?;

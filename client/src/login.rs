@@ -1,6 +1,6 @@
 //! A person's login: how it is done, where it is kept, how it stays fresh.
 //!
-//! Tokens lie in one file 0600 per issuer and client. A lock across processes guards each refresh, because
+//! Tokens lie in one file 0600 per broker, issuer and client. A lock across processes guards each refresh, because
 //! a realm may let a refresh token be used only once.
 
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use kdbt_api::Timestamp;
 use kdbt_api::lease::ClientIssuer;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use crate::cli::Login;
 use crate::exit::{Code, Failure, Outcome};
@@ -26,7 +27,7 @@ struct Stored {
     refresh_token: Option<String>,
 }
 
-/// The stored login of one issuer and client.
+/// The stored login at one broker, by one issuer and client.
 #[derive(Debug)]
 pub(crate) struct StoredLogin {
     file: PathBuf,
@@ -34,9 +35,11 @@ pub(crate) struct StoredLogin {
 }
 
 impl StoredLogin {
-    /// Where the login at this issuer is kept, whether there is one or not.
-    pub(crate) fn of(settings: &Settings, issuer: &ClientIssuer) -> Outcome<Self> {
-        let name = file_name(&[&issuer.issuer, &issuer.client_id, &issuer.scopes.join(" ")]);
+    /// Where the login at this broker is kept, whether there is one or not. Another broker could name the same issuer
+    /// to be sent tokens that the first one takes, so it gets none before somebody has logged in for it.
+    pub(crate) fn of(settings: &Settings, broker: &Url, issuer: &ClientIssuer) -> Outcome<Self> {
+        let scopes = issuer.scopes.join(" ");
+        let name = file_name(&[broker.as_str(), &issuer.issuer, &issuer.client_id, &scopes]);
         Ok(Self {
             file: settings.state_file("logins", &format!("{name}.json"))?,
             lock: settings.state_file("logins", &format!("{name}.lock"))?,

@@ -62,11 +62,21 @@ impl Settings {
         })
     }
 
-    /// The broker's URL: flag or variable, then the user's configuration, then one question on a terminal.
+    /// The broker's URL, with a slash at its end, if a flag or a variable names it.
+    pub(crate) fn named_broker(&self) -> Outcome<Option<Url>> {
+        let named = self.broker.as_deref().map(|text| parse_url(text, "the broker's URL"));
+        Ok(named.transpose()?.map(with_slash))
+    }
+
+    /// The same in any case: from the user's configuration if nothing names it, else by one question on a terminal.
     pub(crate) fn broker_url(&self) -> Outcome<Url> {
-        if let Some(text) = &self.broker {
-            return parse_url(text, "the broker's URL");
+        match self.named_broker()? {
+            Some(url) => Ok(url),
+            None => self.usual_broker().map(with_slash),
         }
+    }
+
+    fn usual_broker(&self) -> Outcome<Url> {
         let path = self.config_folder.join("config.json");
         match std::fs::read(&path) {
             Ok(bytes) => {
@@ -184,6 +194,14 @@ pub(crate) fn now() -> Timestamp {
 #[expect(clippy::disallowed_methods, reason = "the client's one generator")]
 pub(crate) fn rng() -> impl rand::CryptoRng {
     rand::rng()
+}
+
+/// So that paths can be joined to it, and one broker has one spelling.
+fn with_slash(mut url: Url) -> Url {
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    url
 }
 
 /// A URL that secrets may go to: https, or http to this very machine.

@@ -102,7 +102,7 @@ pub(super) fn identify(
             id,
             last: Mutex::new(None),
         },
-        None => Source::Person(StoredLogin::of(settings, &issuer)?),
+        None => Source::Person(StoredLogin::of(settings, url, &issuer)?),
     };
     Ok((source, issuer))
 }

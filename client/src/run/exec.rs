@@ -1,11 +1,12 @@
 //! `exec` and `psql`: a lease before the command, its end after it, whatever happens between.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kdbt_api::lease::{Connection, Engine, LeaseStatus};
-use kdbt_api::name::{ProfileName, TargetName};
+use kdbt_api::name::{ProfileName, RuleId, TargetName};
 use kdbt_api::profile;
 use secrecy::ExposeSecret as _;
 use tokio::process::Command;
@@ -43,7 +44,7 @@ pub(crate) async fn exec(settings: Settings, args: Exec) -> Outcome<u8> {
     }
     let profile = call.profile(&args.project)?;
     let target = call.target(args.order.target.as_ref())?;
-    if is_inside_lease(&profile, target.as_ref())? {
+    if is_inside_lease(&settings, &profile, target.as_ref(), &args.order.rules)? {
         return run_without_lease(&mut command).await;
     }
     if needs == Needs::Stub {
@@ -70,6 +71,8 @@ pub(crate) async fn exec(settings: Settings, args: Exec) -> Outcome<u8> {
         remember(broker.settings(), &lease, yaml.expose_secret())?;
         point_dbt_at(&mut command, &folder);
         fill(&mut command, &lease, &folder)?;
+        command.env("KDBT_LEASE_BROKER", broker.url.as_str());
+        command.env("KDBT_LEASE_RULES", rules_of(&args.order.rules));
         if let Some(subject) = broker.claims().await?.sub {
             command.env("DBT_ENV_CUSTOM_ENV_KDBT_SUBJECT", subject);
         }
@@ -213,18 +216,32 @@ fn fill(command: &mut Command, lease: &Lease, folder: &TemporaryFolder) -> Outco
     Ok(())
 }
 
-/// Whether this runs inside an `exec` whose lease is the one that is wanted.
-fn is_inside_lease(profile: &ProfileName, target: Option<&TargetName>) -> Outcome<bool> {
-    let outer = (
-        text_variable("KDBT_LEASE_ID")?,
-        text_variable("KDBT_LEASE_TARGET")?,
-        text_variable("KDBT_LEASE_PROFILE")?,
-    );
-    let (Some(_), Some(outer_target), Some(outer_profile)) = outer else {
-        return Ok(false);
-    };
-    let same_target = target.is_none_or(|target| target.as_str() == outer_target);
-    Ok(same_target && outer_profile == profile.as_str())
+/// Whether this runs inside an `exec` whose lease is the one that is wanted. What is not named may be any.
+fn is_inside_lease(
+    settings: &Settings,
+    profile: &ProfileName,
+    target: Option<&TargetName>,
+    rules: &[RuleId],
+) -> Outcome<bool> {
+    let is = |name: &str, wanted: &str| -> Outcome<bool> { Ok(text_variable(name)?.as_deref() == Some(wanted)) };
+    let broker = settings.named_broker()?;
+    Ok(text_variable("KDBT_LEASE_ID")?.is_some()
+        && is("KDBT_LEASE_PROFILE", profile.as_str())?
+        && match target {
+            Some(target) => is("KDBT_LEASE_TARGET", target.as_str())?,
+            None => text_variable("KDBT_LEASE_TARGET")?.is_some(),
+        }
+        && (rules.is_empty() || is("KDBT_LEASE_RULES", &rules_of(rules))?)
+        && match broker {
+            Some(broker) => is("KDBT_LEASE_BROKER", broker.as_str())?,
+            None => true,
+        })
+}
+
+/// The rules that an order names, in one spelling.
+fn rules_of(rules: &[RuleId]) -> String {
+    let rules: BTreeSet<&str> = rules.iter().map(AsRef::as_ref).collect();
+    rules.into_iter().collect::<Vec<_>>().join(",")
 }
 
 /// Keeps the profile (without a secret) for commands that need none but share dbt's parse cache.

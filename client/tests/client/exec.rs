@@ -255,6 +255,77 @@ fn an_exec_inside_an_exec_joins_its_lease() {
     assert_eq!(fake.lines().iter().filter(|line| *line == "POST /v1/leases").count(), 1);
 }
 
+/// CVE-2021-38554
+#[test]
+fn leases_of_other_targets_rules_and_commands_are_ordered_anew_with_secrets_of_their_own() {
+    let fake = Fake::start();
+    fake.knobs().targets = vec!["dev", "prod"];
+    for order in [
+        &["--target", "dev"][..],
+        &["--target", "dev"],
+        &["--target", "dev", "--rule", "one"],
+        &["--target", "dev", "--rule", "two"],
+    ] {
+        let words = [&["exec"], order, &["--", "true"]].concat();
+        let output = fake.client_with_token(&words).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let orders: Vec<_> = fake
+        .calls()
+        .into_iter()
+        .filter(|call| call.line == "POST /v1/leases")
+        .collect();
+    let rules: Vec<_> = orders.iter().map(|order| order.body["rules"].to_string()).collect();
+    assert_eq!(&rules[2..], ["[\"one\"]", "[\"two\"]"], "{rules:?}");
+    let verifiers: std::collections::BTreeSet<_> =
+        orders.iter().map(|order| order.body["verifier"].to_string()).collect();
+    assert_eq!(verifiers.len(), 4);
+}
+
+/// CVE-2021-38554
+#[test]
+fn an_exec_inside_an_exec_for_other_rules_or_another_broker_uses_no_lease_but_its_own() {
+    let client = env!("CARGO_BIN_EXE_kdbt-client");
+    let (fake, other) = (Fake::start(), Fake::start());
+    let orders = |fake: &Fake| fake.lines().iter().filter(|line| *line == "POST /v1/leases").count();
+    let token = fake.home.path().join("token");
+    std::fs::write(&token, fake.token()).unwrap();
+    let token = token.to_str().unwrap();
+    let of = |rules: &[&'static str]| -> Vec<&'static str> { rules.iter().flat_map(|rule| ["--rule", rule]).collect() };
+    for (outer, inner, taken) in [
+        (&["one", "two"][..], &["two", "one"][..], 1),
+        (&["one"], &[], 1),
+        (&["one"], &["two"], 2),
+        (&["one", "two"], &["one"], 2),
+        (&[], &["one"], 2),
+    ] {
+        let before = orders(&fake);
+        let (outer, inner) = (of(outer), of(inner));
+        let inner = [&[client, "exec", "--token-file", token], &inner[..], &["--", "true"]].concat();
+        let words = [&["exec"], &outer[..], &["--"], &inner].concat();
+        let output = fake.client_with_token(&words).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(orders(&fake) - before, taken, "{words:?}");
+    }
+    std::fs::write(token, other.token()).unwrap();
+    let elsewhere = other.url();
+    let words = [
+        "exec",
+        "--",
+        client,
+        "exec",
+        "--token-file",
+        token,
+        "--broker",
+        &elsewhere,
+        "--",
+        "true",
+    ];
+    let output = fake.client_with_token(&words).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(orders(&other), 1);
+}
+
 #[test]
 fn the_command_line_of_the_child_holds_no_secret() {
     let fake = Fake::start();

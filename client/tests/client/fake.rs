@@ -130,6 +130,10 @@ impl Fake {
         self.shared.issuer()
     }
 
+    pub(crate) fn url(&self) -> String {
+        self.shared.url.clone()
+    }
+
     /// A token of a person with a session.
     pub(crate) fn token(&self) -> String {
         self.shared.token(&json!({"sid": "s1"}))
@@ -163,6 +167,13 @@ impl Fake {
     pub(crate) fn client_with_token(&self, args: &[&str]) -> Command {
         let mut command = self.client(args);
         command.env("KDBT_TOKEN", self.token());
+        command
+    }
+
+    /// Another client of the user's at this broker: what the first one keeps is there.
+    pub(crate) fn client_at(&self, other: &Self, args: &[&str]) -> Command {
+        let mut command = self.client(args);
+        command.env("KDBT_BROKER", other.url());
         command
     }
 

@@ -58,6 +58,29 @@ fn a_login_by_browser_is_kept_where_only_its_owner_can_read() {
     assert!(stdout(&output).contains("name         ada\n"), "{}", stderr(&output));
 }
 
+/// CVE-2021-38554: who logs in at one broker brings its token to no other, not even to one that names the same issuer.
+#[test]
+fn a_login_at_one_broker_or_issuer_is_none_at_another() {
+    let (fake, other) = (Fake::start(), Fake::start());
+    log_in(&fake);
+    let asks = |issuer: Option<String>| {
+        other.knobs().issuer = issuer;
+        let output = fake.client_at(&other, &["targets"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+        assert!(other.lines().is_empty(), "it has heard {:?}", other.calls());
+        let pins = fake.home.path().join(".local/state/kdbt/brokers");
+        for pin in files(&pins) {
+            if std::fs::read_to_string(&pin).unwrap().contains(&other.issuer()) {
+                std::fs::remove_file(pin).unwrap();
+            }
+        }
+    };
+    asks(None);
+    asks(Some(fake.issuer()));
+    let output = fake.client(&["targets"]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
 #[test]
 fn a_callback_with_another_state_ends_the_login() {
     let fake = Fake::start();
