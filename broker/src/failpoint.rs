@@ -1,4 +1,4 @@
-//! Named steps at which a test lets the broker die or wait. A release has none of this: there a step is no code, and
+//! Named steps at which a test lets the broker die, wait or panic. A release has none of this: there a step is no code, and
 //! its name is not in the binary.
 
 #[cfg(feature = "testkit")]
@@ -80,7 +80,7 @@ pub(crate) fn at(_step: Point) -> std::future::Ready<()> {
     std::future::ready(())
 }
 
-/// A file with a line `<step>=kill` or `<step>=pause` for each step that is not passed at once.
+/// A file with a line `<step>=kill`, `<step>=pause` or `<step>=panic` for each step that is not passed at once.
 #[cfg(feature = "testkit")]
 mod script {
     use std::path::PathBuf;
@@ -101,13 +101,18 @@ mod script {
     static FILE: LazyLock<Option<PathBuf>> =
         LazyLock::new(|| std::env::var("KDBT_TESTKIT_FAILPOINTS").ok().map(PathBuf::from));
 
+    /// What a panic says, which may be anything: no log shows it.
+    const PANIC: &str = "a-panic-can-quote-whatever-went-wrong";
+
     #[derive(Debug, PartialEq, Eq)]
     enum Action {
         Kill,
         Pause,
+        Panic,
     }
 
-    /// Passes a step: goes on at once, waits for as long as the script says `pause`, or dies as by `kill -9`.
+    /// Passes a step: goes on at once, waits for as long as the script says `pause`, panics, or dies as by `kill -9`.
+    #[expect(clippy::panic, reason = "test builds only, to see what the log says of it")]
     pub(crate) async fn at(step: Point) {
         let Some(file) = &*FILE else { return };
         let mut waits = false;
@@ -119,6 +124,7 @@ mod script {
                     let _ = kill_process(getpid(), Signal::KILL);
                     std::future::pending::<()>().await;
                 }
+                Some(Action::Panic) => panic!("{PANIC}"),
                 Some(Action::Pause) => {
                     if !waits {
                         tracing::info!("waiting at {}", step.name());
@@ -135,6 +141,7 @@ mod script {
         match lines.find(|(name, _)| *name == step)?.1 {
             "kill" => Some(Action::Kill),
             "pause" => Some(Action::Pause),
+            "panic" => Some(Action::Panic),
             _ => None,
         }
     }
@@ -145,9 +152,10 @@ mod script {
 
         #[test]
         fn a_step_does_what_the_line_of_its_whole_name_says() {
-            let script = "issue.booked=kill\nend.found=pause\nend.dropped=\n";
+            let script = "issue.booked=kill\nend.found=pause\nend.reported=panic\nend.dropped=\n";
             assert_eq!(action(script, "issue.booked"), Some(Action::Kill));
             assert_eq!(action(script, "end.found"), Some(Action::Pause));
+            assert_eq!(action(script, "end.reported"), Some(Action::Panic));
             for passed in ["end.dropped", "issue", "booked", "issue.bookedx"] {
                 assert_eq!(action(script, passed), None, "{passed}");
             }

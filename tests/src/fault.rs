@@ -24,6 +24,8 @@ pub enum Act {
     Kill,
     /// Waits for as long as the step is in the script.
     Pause,
+    /// Panics, with a text that no log may show.
+    Panic,
 }
 
 /// What is started for faults: a server of its own, and limits that a load does not meet.
@@ -50,6 +52,7 @@ impl Broker {
         let act = match act {
             Act::Kill => "kill",
             Act::Pause => "pause",
+            Act::Panic => "panic",
         };
         // Put in its place whole: the broker reads at any time.
         let draft = self.failpoints_file().with_extension("draft");

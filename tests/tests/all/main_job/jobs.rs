@@ -12,9 +12,9 @@ use super::{Answer, Caller, Lease, shared};
 const PROOF_HEADER: &str = "kdbt-owner-proof";
 
 /// A job with a token of the service account and a proof of its own.
-struct Job {
-    caller: Caller,
-    proof: &'static str,
+pub(super) struct Job {
+    pub(super) caller: Caller,
+    pub(super) proof: &'static str,
 }
 
 fn hash(proof: &str) -> String {
@@ -22,12 +22,12 @@ fn hash(proof: &str) -> String {
 }
 
 impl Job {
-    fn order(&self) -> Value {
+    pub(super) fn order(&self) -> Value {
         json!({ "target": "team", "ttl": "10m", "owner_proof": hash(self.proof) })
     }
 
     /// A call to `/v1/leases` and what follows, with this as the proof.
-    async fn call(&self, method: Method, rest: &str, proof: Option<&str>) -> Answer {
+    pub(super) async fn call(&self, method: Method, rest: &str, proof: Option<&str>) -> Answer {
         let url = format!("{}/v1/leases{rest}", self.caller.url);
         let mut request = self.caller.http.request(method, url);
         if let Some(proof) = proof {

@@ -4,12 +4,16 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
+use kdbt_broker::failpoint::Point;
 use kdbt_e2e::broker::BrokerOptions;
+use kdbt_e2e::fault::Act;
 use kdbt_e2e::postgres::PgVersion;
 use kdbt_e2e::stack::{Stack, StackOptions};
+use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
+use super::jobs::Job;
 use super::{Caller, Lease, options, shared};
 
 #[tokio::test]
@@ -40,7 +44,26 @@ async fn neither_log_nor_store_nor_the_servers_log_holds_a_secret_or_a_token() {
             .await
             .expect(200);
         ada.revoke(&lease.id).await.expect(200);
+        let job = Job {
+            caller: Caller::new(&stack, stack.identity.played().service_token("kdbt-ci")),
+            proof: "a-proof-that-is-its-job-s-alone",
+        };
+        let proven = Lease::of(&job.caller.lease(&job.order()).await.expect(201).json());
+        let wrong = "a-proof-of-somebody-who-guesses";
+        for (proof, status) in [(wrong, 404), (job.proof, 200)] {
+            let renewal = job
+                .call(Method::POST, &format!("/{}/renew", proven.id), Some(proof))
+                .await;
+            renewal.expect(status);
+        }
+        // What a panic says may quote anything, so it is told by its place alone.
+        stack.broker.script(Point::IssueDecided, Act::Panic).unwrap();
+        ada.lease(&json!({ "target": "team" })).await.expect(500);
+        stack.broker.clear_script().unwrap();
         stack.broker.stop().await.unwrap();
+        let log = stack.broker.log().unwrap();
+        let panics: Vec<&str> = log.lines().filter(|line| line.contains("a panic")).collect();
+        assert!(panics.len() == 1 && panics[0].contains("failpoint.rs"), "{panics:?}");
 
         let mut places = vec![
             ("the broker's log", stack.broker.log().unwrap()),
@@ -62,6 +85,9 @@ async fn neither_log_nor_store_nor_the_servers_log_holds_a_secret_or_a_token() {
             ("a token", signature(&ada.token)),
             ("a refused token", signature(&broken)),
             ("the broker's password", password),
+            ("a proof", job.proof.to_owned()),
+            ("a refused proof", wrong.to_owned()),
+            ("a panic's text", "a-panic-can-quote-whatever-went-wrong".to_owned()),
         ];
         assert!(places[0].1.contains(&lease.id), "the log tells of the lease");
         for (place, text) in &places {
