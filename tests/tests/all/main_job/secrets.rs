@@ -1,11 +1,13 @@
 //! No secret and no token stays anywhere but with its holder.
 
 use std::fs;
-use std::process::Stdio;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use kdbt_broker::failpoint::Point;
 use kdbt_e2e::broker::BrokerOptions;
+use kdbt_e2e::client::Workstation;
 use kdbt_e2e::fault::Act;
 use kdbt_e2e::postgres::PgVersion;
 use kdbt_e2e::stack::{Stack, StackOptions};
@@ -14,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::jobs::Job;
-use super::{Caller, Lease, options, shared};
+use super::{Caller, Lease, options, shared, within};
 
 #[tokio::test]
 async fn neither_log_nor_store_nor_the_servers_log_holds_a_secret_or_a_token() {
@@ -101,6 +103,25 @@ async fn neither_log_nor_store_nor_the_servers_log_holds_a_secret_or_a_token() {
     }
 }
 
+/// Runs it, and sends it a signal after so many milliseconds.
+async fn stopped(mut command: Command, millis: u64, signal: Signal) -> Output {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    tokio::time::sleep(Duration::from_millis(millis)).await;
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+async fn end_all(stack: &Stack, name: &str) {
+    Caller::person(stack, name)
+        .post("/v1/revocations", &json!({ "mine": true }))
+        .await
+        .expect(200);
+}
+
 /// Nobody but the client and its child know the password of such a lease, so anything that could be one counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_stopped_at_any_moment_has_shown_no_password() {
@@ -112,30 +133,82 @@ async fn a_client_stopped_at_any_moment_has_shown_no_password() {
     let command = "true > began; exec sleep 5 > /dev/null 2>&1";
     let mut began = 0;
     for moment in 0..24 {
-        let mut client = ada
+        let client = ada
             .command_in(&project, &["exec", "-t", "team", "--", "sh", "-c", command])
             .unwrap();
-        client
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let client = client.spawn().unwrap();
-        tokio::time::sleep(Duration::from_millis(25 * moment)).await;
-        let signal = if moment % 2 == 0 { Signal::KILL } else { Signal::TERM };
-        kill_process(Pid::from_child(&client), signal).unwrap();
-        let output = client.wait_with_output().unwrap();
+        let signals = [Signal::KILL, Signal::TERM, Signal::INT];
+        let signal = signals[usize::try_from(moment).unwrap() % signals.len()];
+        let output = stopped(client, 25 * moment, signal).await;
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(!could_hold_a_password(&said), "after {} ms: {said}", 25 * moment);
         began += usize::from(fs::remove_file(project.path().join("began")).is_ok());
-        Caller::person(stack, "ada")
-            .post("/v1/revocations", &json!({ "mine": true }))
-            .await
-            .expect(200);
+        end_all(stack, "ada").await;
     }
     assert!(
         (1..24).contains(&began),
         "the moments lie on both sides of the child's start: {began}"
     );
+    // What is asked for on standard output, or in a file, is nowhere else, and no file is ever open to others.
+    for moment in 0..5 {
+        for (number, form) in [&["env"][..], &["profile", "--write", "stopped"]]
+            .into_iter()
+            .enumerate()
+        {
+            let client = ada.command_in(&project, &[form, &["-t", "team"]].concat()).unwrap();
+            let signal = if moment % 2 == 0 { Signal::INT } else { Signal::TERM };
+            let output = stopped(client, 70 * moment, signal).await;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!could_hold_a_password(&said), "{form:?}: {said}");
+            let asked = number == 0 || output.stdout.is_empty();
+            assert!(asked, "{form:?} wrote to standard output");
+            for entry in fs::read_dir(project.path().join("stopped")).into_iter().flatten() {
+                let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+                assert_eq!(mode & 0o077, 0);
+            }
+        }
+        end_all(stack, "ada").await;
+    }
+}
+
+/// What it takes to be one of somebody: a login that is broken off as it comes to its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_stopped_at_any_moment_has_shown_no_token() {
+    let stack = shared(PgVersion::Pg18).await;
+    for moment in 0..6 {
+        let machine = Workstation::new(&stack.broker.url()).unwrap();
+        let mut command = machine.command(&["login", "--no-open"]);
+        let said = machine.home().join("said");
+        command
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(&said).unwrap())
+            .stderr(fs::File::options().append(true).open(&said).unwrap());
+        let mut client = command.spawn().unwrap();
+        let text = || fs::read_to_string(&said).unwrap();
+        let address = || {
+            let text = text();
+            let lines = text.lines().filter_map(|line| line.trim().parse::<url::Url>().ok());
+            lines.into_iter().find(|url| url.query().is_some())
+        };
+        within(Duration::from_secs(10), "it names an address", async || {
+            address().is_some()
+        })
+        .await;
+        let at = address().unwrap();
+        let signed_in = stack.identity.sign_in("ada", &at);
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(15 * moment)).await;
+            kill_process(Pid::from_child(&client), Signal::INT).unwrap();
+        };
+        // Whether the browser still found somebody is not what counts.
+        let (_either, ()) = tokio::join!(signed_in, stop);
+        client.wait().unwrap();
+        assert!(!text().contains("eyJ"), "a token: {}", text());
+        let kept = machine.home().join("state/kdbt/logins");
+        for entry in fs::read_dir(kept).into_iter().flatten() {
+            let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0);
+        }
+    }
 }
 
 /// Half of a password's 32 letters and digits in a row. Ids are hexadecimal.
