@@ -29,7 +29,7 @@ use crate::settings::Settings;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(false, settings::variable("NO_COLOR").is_none());
-    match run(cli) {
+    match private::forbid_core_dumps().and_then(|()| run(cli)) {
         Ok(code) => code.into(),
         Err(failure) => {
             output.failure(&failure);

@@ -12,6 +12,16 @@ use crate::exit::{Code, Failure, Outcome};
 /// The largest file of ours that is read.
 const MAX_BYTES: u64 = 1024 * 1024;
 
+/// Passwords and tokens pass through our memory, so it must not reach a disk, nor a debugger of somebody else's.
+///
+/// A limit would be inherited by what `exec` runs, whose dumps are its own; this ends where another program begins.
+pub(crate) fn forbid_core_dumps() -> Outcome<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| Failure::new(Code::Failed, format!("core dumps cannot be turned off: {error}")))?;
+    Ok(())
+}
+
 /// Makes a folder 0700 (with its parents) unless it is there; one that others may write to is refused.
 pub(crate) fn create_folder(path: &Path) -> Outcome<()> {
     let mut builder = DirBuilder::new();

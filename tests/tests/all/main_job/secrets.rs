@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Output, Stdio};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use kdbt_broker::failpoint::Point;
-use kdbt_e2e::broker::BrokerOptions;
+use kdbt_e2e::broker::{Broker, BrokerOptions};
 use kdbt_e2e::client::Workstation;
 use kdbt_e2e::fault::Act;
 use kdbt_e2e::postgres::PgVersion;
@@ -209,6 +210,81 @@ async fn a_login_stopped_at_any_moment_has_shown_no_token() {
             assert_eq!(mode & 0o077, 0);
         }
     }
+}
+
+/// The command where a dump of its memory would be written.
+fn with_dumps(command: &Command) -> Command {
+    after("ulimit -c unlimited", command)
+}
+
+/// The command as a shell starts it that did this before.
+fn after(first: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &format!("{first} && exec \"$0\" \"$@\"")])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .current_dir(command.get_current_dir().unwrap())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
+/// Passwords and tokens are in the memory of both; what `exec` runs is not changed by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_broker_nor_client_leaves_its_memory_in_a_core_dump() {
+    let aborted = |status: ExitStatus| {
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
+        status.core_dumped()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = Command::new("sh");
+    other.args(["-c", "kill -ABRT $$"]).current_dir(folder.path());
+    if !aborted(with_dumps(&other).status().unwrap()) {
+        eprintln!("NOT RUN: this machine writes no core dumps");
+        return;
+    }
+    let stack = shared(PgVersion::Pg18).await;
+    let ada = stack.log_in("ada").await.unwrap();
+    let script = "ulimit -c > limit; kill -ABRT $PPID";
+    let client = ada.command(&["exec", "-t", "team", "--", "sh", "-c", script]);
+    assert!(!aborted(with_dumps(&client).status().unwrap()), "the client");
+    let limit = fs::read_to_string(ada.home().join("limit")).unwrap();
+    assert_eq!(limit.trim(), "unlimited", "what a child may is its own");
+    end_all(stack, "ada").await;
+
+    let broker = another_broker(stack);
+    let mut running = with_dumps(&broker.command(&["serve"]).unwrap()).spawn().unwrap();
+    serves(&broker).await;
+    kill_process(Pid::from_child(&running), Signal::ABORT).unwrap();
+    assert!(!aborted(running.wait().unwrap()), "the broker");
+}
+
+/// One of another installation at the same server, not running yet.
+fn another_broker(stack: &Stack) -> Broker {
+    let options = BrokerOptions {
+        installation: "another".to_owned(),
+        ..options(PgVersion::Pg18).broker
+    };
+    let broker = stack.broker.beside(&options, &stack.postgres, &stack.identity.issuer());
+    broker.unwrap()
+}
+
+async fn serves(broker: &Broker) {
+    let alive = format!("{}/healthz", broker.url());
+    within(Duration::from_secs(20), "the broker serves", async || {
+        reqwest::get(&alive)
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
+    })
+    .await;
 }
 
 /// Half of a password's 32 letters and digits in a row. Ids are hexadecimal.
