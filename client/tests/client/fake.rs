@@ -177,6 +177,19 @@ impl Fake {
         command
     }
 
+    /// The same command by a shell that lets everybody read and write what it makes.
+    pub(crate) fn openly(command: &Command) -> Command {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "umask 000; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env_clear()
+            .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .current_dir(command.get_current_dir().unwrap());
+        shell
+    }
+
     /// The folders that `exec` has left in the runtime folder.
     pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.home.path().join("run")).unwrap();

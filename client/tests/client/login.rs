@@ -58,6 +58,50 @@ fn a_login_by_browser_is_kept_where_only_its_owner_can_read() {
     assert!(stdout(&output).contains("name         ada\n"), "{}", stderr(&output));
 }
 
+/// CVE-2021-38553
+#[test]
+fn what_is_kept_is_the_owner_s_alone_whatever_the_umask() {
+    let fake = Fake::start();
+    let openly = |command| {
+        let output = Fake::openly(&command).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    openly(fake.client(&["login", "--device"]));
+    let shown = openly(fake.client(&[
+        "exec",
+        "--",
+        "sh",
+        "-c",
+        "umask; stat -c %a $DBT_PROFILES_DIR $DBT_PROFILES_DIR/profiles.yml",
+    ]));
+    assert_eq!(shown, "0000\n700\n600\n", "the umask is the child's as it was");
+    let mut machine = fake.client(&["profile", "--write", "written"]);
+    machine.envs([("KDBT_CLIENT_ID", "kdbt-ci"), ("KDBT_CLIENT_SECRET", "hush-hush")]);
+    openly(machine);
+    let (state, written) = (fake.home.path().join(".local"), fake.home.path().join("work/written"));
+    let kept = everything(&state).into_iter().chain(everything(&written));
+    let mut kinds = std::collections::BTreeSet::new();
+    for path in kept {
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.mode() & 0o077, 0, "{}", path.display());
+        kinds.extend(path.parent().and_then(Path::file_name).map(ToOwned::to_owned));
+    }
+    for kind in ["logins", "brokers", "profiles", "proofs", "written"] {
+        assert!(kinds.contains(std::ffi::OsStr::new(kind)), "{kind}: {kinds:?}");
+    }
+}
+
+/// A folder, its folders and their files.
+fn everything(folder: &Path) -> Vec<PathBuf> {
+    let mut all = vec![folder.to_owned()];
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        all.extend(if path.is_dir() { everything(&path) } else { vec![path] });
+    }
+    all
+}
+
 /// CVE-2021-38554: who logs in at one broker brings its token to no other, not even to one that names the same issuer.
 #[test]
 fn a_login_at_one_broker_or_issuer_is_none_at_another() {

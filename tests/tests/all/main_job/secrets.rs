@@ -267,6 +267,28 @@ async fn neither_broker_nor_client_leaves_its_memory_in_a_core_dump() {
     assert!(!aborted(running.wait().unwrap()), "the broker");
 }
 
+/// CVE-2021-38553
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_is_the_broker_s_user_s_alone_whatever_the_umask() {
+    let broker = another_broker(shared(PgVersion::Pg18).await);
+    let command = broker.command(&["serve"]).unwrap();
+    let mut running = after("umask 000", &command).spawn().unwrap();
+    serves(&broker).await;
+    let mut files = Vec::new();
+    for entry in fs::read_dir(broker.store_file().parent().unwrap()).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("kdbt.db") {
+            let mode = entry.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{name}");
+            files.push(name);
+        }
+    }
+    kill_process(Pid::from_child(&running), Signal::KILL).unwrap();
+    running.wait().unwrap();
+    assert!(files.len() > 1, "with what lies beside the store: {files:?}");
+}
+
 /// One of another installation at the same server, not running yet.
 fn another_broker(stack: &Stack) -> Broker {
     let options = BrokerOptions {
