@@ -132,7 +132,7 @@ async fn everything_that_the_broker_does(world: &World) {
         .batch_execute("SET ROLE NONE; SET transaction_read_only = off; SELECT lo_create(0)")
         .await
         .unwrap();
-    let later = own.user.ends_at + Duration::from_secs(60);
+    let later = own.user.ends_at + Duration::from_mins(1);
     world.warehouse.extend_user(&own.at, later).await.unwrap();
     assert_eq!(world.warehouse.end_sessions(&own.at).await.unwrap(), Some(1));
     let stray = world.warehouse.marked_users().await.unwrap().users.into_iter();
