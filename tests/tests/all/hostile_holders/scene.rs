@@ -221,6 +221,19 @@ impl Lease {
         Ok(())
     }
 
+    /// Asks for a later end, and is told yes or no.
+    pub(super) async fn renew(&self, scene: &Scene, ttl: &str) -> Result<()> {
+        let renew = scene
+            .http
+            .post(format!("{}/v1/leases/{}/renew", scene.stack.broker.url(), self.id));
+        renew
+            .bearer_auth(&self.token)
+            .json(&json!({ "ttl": ttl }))
+            .send()
+            .await?;
+        Ok(())
+    }
+
     pub(super) async fn view(&self, scene: &Scene) -> Result<Value> {
         let get = scene
             .http

@@ -9,11 +9,11 @@ use kdbt_e2e::stack::DATABASE;
 
 use super::attack::Remains;
 use super::holder::Holder;
-use super::scene::{Beside, Scene, eventually};
+use super::scene::{Beside, Scene, eventually, percentile};
 use super::was_served;
 
 /// What happens, while somebody beside takes leases and gives them back.
-async fn meanwhile(scene: &Scene, what: impl Future<Output = Result<()>>) -> Beside {
+pub(super) async fn meanwhile(scene: &Scene, what: impl Future<Output = Result<()>>) -> Beside {
     let stop = AtomicBool::new(false);
     let what = async {
         let result = what.await;
@@ -112,6 +112,57 @@ async fn holders_who_fill_the_server_s_connections_are_ended_and_others_still_ge
         let result: Result<()> = run.await;
         result.unwrap_or_else(|error| panic!("{error:#}"));
         scene.is_unharmed().await.unwrap();
+    }
+}
+
+/// S4: it renews without a pause and holds the row that its renewal needs, fills the lock table as far as it lets others
+/// in, and names roles that others get.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_who_renews_and_locks_itself_in_a_loop_leaves_the_issues_of_others_as_they_are() {
+    let loops = [
+        "BEGIN; SET LOCAL ROLE NONE; ALTER ROLE current_user PASSWORD 'mine'; SELECT pg_sleep(0.2); COMMIT",
+        "SELECT count(pg_advisory_lock(g)) FROM generate_series(1, 2000) g; SELECT pg_sleep(0.05); SELECT pg_advisory_unlock_all()",
+        "BEGIN; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO grp_raw_ro; NOTIFY kdbt; SELECT pg_sleep(0.02); ROLLBACK",
+    ];
+    for version in PgVersion::ALL {
+        let scene = Scene::on(version, PgOptions::default()).await.unwrap();
+        let holder = Holder::new(&scene, 1, "team", "10m").await.unwrap();
+        let for_a_while = || async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            Ok(())
+        };
+        let alone = meanwhile(&scene, for_a_while()).await;
+        let mut sessions = Vec::new();
+        for _ in loops {
+            sessions.push(holder.connect(DATABASE).await.unwrap());
+        }
+        let at_work = async {
+            let locks = sessions
+                .iter()
+                .zip(loops)
+                .map(|(session, sql)| async move { while session.batch_execute(sql).await.is_ok() {} });
+            let renews = (0..2).map(|_| async {
+                while holder.lease.renew(&scene, "10m").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+            tokio::select! {
+                _ = futures_util::future::join_all(locks) => anyhow::bail!("a session is over"),
+                _ = futures_util::future::join_all(renews) => anyhow::bail!("the broker is gone"),
+                done = for_a_while() => done,
+            }
+        };
+        let beside = meanwhile(&scene, at_work).await;
+        was_served(&beside);
+        let (before, now) = (percentile(&alone.issues, 99), percentile(&beside.issues, 99));
+        // As good as the same, on a machine that does other things too.
+        assert!(
+            now < before * 3 + Duration::from_millis(250),
+            "{before:?} and then {now:?}"
+        );
+        drop(sessions);
+        holder.lease.revoke(&scene).await.unwrap();
+        holder.is_ended(Remains::Nothing).await.unwrap();
     }
 }
 
