@@ -3,8 +3,12 @@
 //! After each, nothing of the user is left, or it is locked out and what stands in the way is named; durable data and
 //! roles and a bystander's session are what they were; and people beside have got and given back leases all the while.
 
+#[path = "hostile_holders/against.rs"]
+mod against;
 #[path = "hostile_holders/attack.rs"]
 mod attack;
+#[path = "hostile_holders/deaf.rs"]
+mod deaf;
 #[path = "hostile_holders/grants.rs"]
 mod grants;
 #[path = "hostile_holders/holder.rs"]

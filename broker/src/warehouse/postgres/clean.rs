@@ -2,7 +2,7 @@
 //! objects first (S10), then schemas, then the rest to the user's own owner role in one transaction (S25).
 
 use super::connect::{Failure, Link};
-use super::ending::Ending;
+use super::ending::{Ending, LOCKED};
 use super::plan;
 use super::sql::{Era, Step, Target, literal};
 use crate::warehouse::WarehouseError;
@@ -93,18 +93,7 @@ async fn clean_database(
     if count > AT_ONCE && count_here(&link, target.oid).await? > AT_ONCE {
         return Ok(vec![format!("more than {AT_ONCE} objects in database {database}")]);
     }
-    let grantors = grantors(ending, &link, target).await?;
-    for grantor in &grantors {
-        ending.join(&link, grantor).await?;
-    }
-    let result = match revoke_handed_on(&link, target).await {
-        Ok(()) => hand_over(&link, target, heir, database).await,
-        Err(failure) => Err(failure),
-    };
-    for grantor in &grantors {
-        ending.leave(&link, grantor).await?;
-    }
-    result
+    hand_over(&link, target, heir, database).await
 }
 
 /// What is owned to the heir; then grants to the role, and what is still owned, are dropped.
@@ -147,14 +136,113 @@ async fn hand_over(link: &Link, target: &Target, heir: &Heir, database: &str) ->
         .run_again("clean up after a user", &plan::guarded(target, act))
         .await
     {
-        Ok(_) | Err(Failure::Warned { .. }) => describe(link, target.oid, database, false).await,
+        Ok(_) | Err(Failure::Warned { .. }) => {
+            if describe(link, target.oid, database, false).await?.is_empty() {
+                return Ok(Vec::new());
+            }
+            revoke_as_grantors(link, target).await?;
+            describe(link, target.oid, database, false).await
+        }
         Err(failure @ Failure::Lost(_)) => Err(failure),
         Err(failure) => {
             let mut left = vec![format!("cleaning database {database} failed: {}", reason(&failure))];
+            if failure.code() == LOCKED {
+                left.extend(lockers(link, target.oid).await?);
+            }
             left.extend(describe(link, target.oid, database, false).await?);
             Ok(left)
         }
     }
+}
+
+/// The rights of a role on something in this database, by what depends on it: on what, as REVOKE names it; whose that is;
+/// and who gave the right.
+fn rights(oid: u32) -> String {
+    let kinds = [
+        (
+            "pg_class",
+            "SELECT CASE t.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || t.oid::pg_catalog.regclass::pg_catalog.text, t.relowner, t.relacl \
+             FROM pg_catalog.pg_class t WHERE t.oid = s.objid AND s.objsubid = 0",
+        ),
+        (
+            "pg_class",
+            "SELECT 'TABLE ' || t.oid::pg_catalog.regclass::pg_catalog.text, t.relowner, c.attacl \
+             FROM pg_catalog.pg_class t JOIN pg_catalog.pg_attribute c ON c.attrelid = t.oid WHERE t.oid = s.objid AND c.attnum = s.objsubid",
+        ),
+        (
+            "pg_proc",
+            "SELECT 'ROUTINE ' || p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner, p.proacl \
+             FROM pg_catalog.pg_proc p WHERE p.oid = s.objid",
+        ),
+        (
+            "pg_namespace",
+            "SELECT 'SCHEMA ' || pg_catalog.quote_ident(n.nspname), n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.oid = s.objid",
+        ),
+        (
+            "pg_type",
+            "SELECT 'TYPE ' || y.oid::pg_catalog.regtype::pg_catalog.text, y.typowner, y.typacl FROM pg_catalog.pg_type y WHERE y.oid = s.objid",
+        ),
+        (
+            "pg_largeobject",
+            "SELECT 'LARGE OBJECT ' || l.oid::pg_catalog.text, l.lomowner, l.lomacl FROM pg_catalog.pg_largeobject_metadata l WHERE l.oid = s.objid",
+        ),
+        (
+            "pg_foreign_server",
+            "SELECT 'FOREIGN SERVER ' || pg_catalog.quote_ident(f.srvname), f.srvowner, f.srvacl FROM pg_catalog.pg_foreign_server f WHERE f.oid = s.objid",
+        ),
+    ];
+    let kinds = kinds.map(|(class, look)| format!("{look} AND s.classid = 'pg_catalog.{class}'::pg_catalog.regclass"));
+    format!(
+        "(SELECT o.object, o.owner, a.grantor FROM pg_catalog.pg_shdepend s CROSS JOIN LATERAL ({}) o(object, owner, acl) \
+         CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a \
+         WHERE {HERE}{oid}::pg_catalog.oid AND s.deptype = 'a' AND a.grantee = {oid}::pg_catalog.oid)",
+        kinds.join(" UNION ALL ")
+    )
+}
+
+/// DROP OWNED revokes as the owner of each object. What somebody handed on by a grant option (S11) falls to nobody but
+/// them, so it is revoked in their name: the broker can act as every lease and every owner. What remains is named.
+async fn revoke_as_grantors(link: &Link, target: &Target) -> Result<(), Failure> {
+    let text = format!(
+        "SELECT DISTINCT r.rolname, g.object FROM {} g JOIN pg_catalog.pg_roles r ON r.oid = g.grantor \
+         WHERE g.grantor <> g.owner AND g.grantor <> {}::pg_catalog.oid LIMIT {AT_ONCE}",
+        rights(target.oid),
+        target.oid
+    );
+    for row in link.query("look for who granted", &text).await? {
+        let (Some(grantor), Some(on)) = (row.get(0), row.get(1)) else {
+            continue;
+        };
+        let revoke = [
+            Step::SetLocalRole {
+                role: grantor.to_owned(),
+            },
+            Step::RevokeAll {
+                on: on.to_owned(),
+                from: target.name.clone(),
+            },
+        ];
+        if let Err(failure @ Failure::Lost(_)) = link.run("revoke a grant", &plan::guarded(target, revoke)).await {
+            return Err(failure);
+        }
+    }
+    Ok(())
+}
+
+/// Who has locked a table of the role's, as far as that can be told.
+async fn lockers(link: &Link, oid: u32) -> Result<Vec<String>, Failure> {
+    let text = format!(
+        "SELECT DISTINCT c.oid::pg_catalog.regclass || ' is locked by ' || CASE WHEN l.pid IS NULL \
+         THEN 'prepared transaction ' || COALESCE(p.gid, '') ELSE 'a session of ' || COALESCE(r.rolname, '') || ' with pid ' || l.pid END \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_locks l ON l.relation = c.oid AND l.granted \
+         AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+         LEFT JOIN pg_catalog.pg_stat_get_activity(NULL) a ON a.pid = l.pid LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid \
+         LEFT JOIN pg_catalog.pg_locks x ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid' \
+         LEFT JOIN pg_catalog.pg_prepared_xact() p ON p.transaction = x.transactionid \
+         WHERE c.relowner = {oid}::pg_catalog.oid AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() ORDER BY 1 LIMIT {NAMED}"
+    );
+    let rows = link.query("look for who has locked a user's tables", &text).await?;
+    Ok(rows.iter().filter_map(|row| row.get(0)).map(str::to_owned).collect())
 }
 
 /// From 16 on the server notes, in its own name, who made a role; nobody else can. Somebody with CREATEROLE could put our
@@ -216,109 +304,6 @@ async fn drop_routines(link: &Link, target: &Target, database: &str) -> Result<V
         }
     }
     Ok(stuck)
-}
-
-/// The rights of a role on something in this database, by what depends on it: on what, as REVOKE names it; whose that is;
-/// and who gave the right.
-fn rights(oid: u32) -> String {
-    let kinds = [
-        (
-            "pg_class",
-            "SELECT CASE t.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || t.oid::pg_catalog.regclass::pg_catalog.text, t.relowner, t.relacl \
-             FROM pg_catalog.pg_class t WHERE t.oid = s.objid AND s.objsubid = 0",
-        ),
-        (
-            "pg_class",
-            "SELECT 'TABLE ' || t.oid::pg_catalog.regclass::pg_catalog.text, t.relowner, c.attacl \
-             FROM pg_catalog.pg_class t JOIN pg_catalog.pg_attribute c ON c.attrelid = t.oid WHERE t.oid = s.objid AND c.attnum = s.objsubid",
-        ),
-        (
-            "pg_proc",
-            "SELECT 'ROUTINE ' || p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner, p.proacl \
-             FROM pg_catalog.pg_proc p WHERE p.oid = s.objid",
-        ),
-        (
-            "pg_namespace",
-            "SELECT 'SCHEMA ' || pg_catalog.quote_ident(n.nspname), n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.oid = s.objid",
-        ),
-        (
-            "pg_type",
-            "SELECT 'TYPE ' || y.oid::pg_catalog.regtype::pg_catalog.text, y.typowner, y.typacl FROM pg_catalog.pg_type y WHERE y.oid = s.objid",
-        ),
-        (
-            "pg_largeobject",
-            "SELECT 'LARGE OBJECT ' || l.oid::pg_catalog.text, l.lomowner, l.lomacl FROM pg_catalog.pg_largeobject_metadata l WHERE l.oid = s.objid",
-        ),
-        (
-            "pg_foreign_server",
-            "SELECT 'FOREIGN SERVER ' || pg_catalog.quote_ident(f.srvname), f.srvowner, f.srvacl FROM pg_catalog.pg_foreign_server f WHERE f.oid = s.objid",
-        ),
-    ];
-    let kinds = kinds.map(|(class, look)| format!("{look} AND s.classid = 'pg_catalog.{class}'::pg_catalog.regclass"));
-    format!(
-        "(SELECT o.object, o.owner, a.grantor FROM pg_catalog.pg_shdepend s CROSS JOIN LATERAL ({}) o(object, owner, acl) \
-         CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a \
-         WHERE {HERE}{oid}::pg_catalog.oid AND s.deptype = 'a' AND a.grantee = {oid}::pg_catalog.oid)",
-        kinds.join(" UNION ALL ")
-    )
-}
-
-/// What other leases granted to this one (S11) can be revoked only in their name, so the broker joins those that are ours
-/// for as long as it takes.
-async fn grantors(ending: &Ending<'_>, link: &Link, target: &Target) -> Result<Vec<Target>, Failure> {
-    let text = format!(
-        "WITH given AS {rights} SELECT r.oid, r.rolname, c.description FROM (\
-           SELECT g.owner FROM given g UNION SELECT g.grantor FROM given g \
-           UNION SELECT d.defaclrole FROM pg_catalog.pg_default_acl d JOIN pg_catalog.pg_shdepend s ON s.objid = d.oid \
-           AND s.classid = 'pg_catalog.pg_default_acl'::pg_catalog.regclass WHERE {HERE}{oid}::pg_catalog.oid) g(role) \
-         JOIN pg_catalog.pg_roles r ON r.oid = g.role \
-         JOIN pg_catalog.pg_shdescription c ON c.objoid = r.oid AND c.classoid = 'pg_catalog.pg_authid'::pg_catalog.regclass \
-         WHERE r.oid <> {oid}::pg_catalog.oid AND pg_catalog.starts_with(c.description, {prefix}) LIMIT {NAMED}",
-        rights = rights(target.oid),
-        oid = target.oid,
-        prefix = literal(&crate::mark::prefix(&ending.config.installation)),
-    );
-    let rows = link.query("look for grantors", &text).await?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| {
-            Some(Target {
-                oid: row.get(0)?.parse().ok()?,
-                name: row.get(1)?.to_owned(),
-                comment: row.get(2)?.to_owned(),
-            })
-        })
-        .collect())
-}
-
-/// A right that somebody else than the owner has handed on falls to nobody but them: neither DROP OWNED nor the owner's
-/// REVOKE reaches it. Where the broker may not act as them it stays, and is named.
-async fn revoke_handed_on(link: &Link, target: &Target) -> Result<(), Failure> {
-    let text = format!(
-        "SELECT DISTINCT r.rolname, g.object FROM {} g JOIN pg_catalog.pg_roles r ON r.oid = g.grantor \
-         WHERE g.grantor <> g.owner AND g.grantor <> {}::pg_catalog.oid LIMIT {AT_ONCE}",
-        rights(target.oid),
-        target.oid
-    );
-    for row in link.query("look for rights that were handed on", &text).await? {
-        let (Some(grantor), Some(object)) = (row.get(0), row.get(1)) else {
-            continue;
-        };
-        let revoke = [
-            Step::ActAs {
-                role: grantor.to_owned(),
-            },
-            Step::RevokeAll {
-                object: object.to_owned(),
-                from: target.name.clone(),
-            },
-        ];
-        let revoke = plan::guarded(target, revoke);
-        if let Err(failure @ Failure::Lost(_)) = link.run_again("revoke what was handed on", &revoke).await {
-            return Err(failure);
-        }
-    }
-    Ok(())
 }
 
 /// All that still depends on the role, for the one who has to remove it.

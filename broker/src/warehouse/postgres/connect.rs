@@ -48,6 +48,16 @@ impl Failure {
         }
     }
 
+    /// With what stands in the way, for operators.
+    pub(super) fn with_hint(mut self, text: String) -> Self {
+        if let Self::Refused { hint, .. } = &mut self
+            && !text.is_empty()
+        {
+            *hint = Some(text);
+        }
+        self
+    }
+
     /// Tuple updated by somebody else, deadlock, lock timeout: the same may work a moment later.
     pub(super) fn is_transient(&self) -> bool {
         matches!(self.code(), "XX000" | "40P01" | "55P03")

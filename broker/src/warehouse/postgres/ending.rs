@@ -1,6 +1,6 @@
 //! The ladder that ends a user: no new logins, no memberships, no sessions, nothing owned, no role. Each rung is a
-//! transaction of its own, may be repeated, and failing never stops the next (S2). A rung acts on a name only in the
-//! message that has locked it and compared its OID (S5).
+//! transaction of its own, may be repeated, and failing never stops the next (S2). A rung acts on a name only in a
+//! message that compares its OID (S5), and waits for no lock that a lease could hold where it can do without.
 
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use kdbt_api::Timestamp;
 use tokio::time::Instant;
 
-use self::remains::{Prepared, all_pids, holders, prepared, revoke_memberships, sessions, terminate};
+use self::remains::{Prepared, all_pids, holders, prepared, revoke_memberships, sessions, terminate, terminate_asleep};
 use super::clean::{self, Heir};
 use super::connect::{Connector, Failure, Limits, Link};
 use super::plan::{self, BROKER};
@@ -29,7 +29,7 @@ const BETWEEN_SCANS: Duration = Duration::from_millis(20);
 pub(super) const NO_LOCKS: &str = "53200";
 
 /// SQLSTATE of a lock that was not to be had in time.
-const LOCKED: &str = "55P03";
+pub(super) const LOCKED: &str = "55P03";
 
 /// One user's end, with all it needs.
 pub(super) struct Ending<'a> {
@@ -41,6 +41,8 @@ pub(super) struct Ending<'a> {
 struct Found {
     target: Target,
     can_login: bool,
+    /// The broker has its rights, as it has from the start: users of older brokers are joined when that is needed.
+    joined: bool,
 }
 
 impl PostgresWarehouse {
@@ -116,8 +118,7 @@ impl Ending<'_> {
         Ok(())
     }
 
-    /// Ends the sessions that stand now; the user may log in again at once. Afterwards the broker is no member of it
-    /// any more, so that a scan for another user cannot hit it.
+    /// Ends the sessions that stand now; the user may log in again at once.
     pub(super) async fn end_sessions(&self, user: &UserRef) -> Result<u32, WarehouseError> {
         let link = self.warehouse.end.take().await?;
         let found = self.find(&link, user).await?.ok_or(WarehouseError::Gone)?;
@@ -126,23 +127,22 @@ impl Ending<'_> {
         if pids.is_empty() {
             return Ok(0);
         }
-        self.join(&link, target).await?;
+        if !found.joined {
+            self.join(&link, target).await?;
+        }
         let count = u32::try_from(pids.len()).unwrap_or(u32::MAX);
         let deadline = Instant::now() + self.config.fence_timeout;
-        let mut result = Ok(count);
         while !pids.is_empty() {
             if Instant::now() > deadline {
                 let left = pids.len();
-                result = Err(WarehouseError::Unsafe(format!("{left} sessions do not end")));
-                break;
+                return Err(WarehouseError::Unsafe(format!("{left} sessions do not end")));
             }
             terminate(&link, &pids).await;
             tokio::time::sleep(BETWEEN_SCANS).await;
             let now = sessions(&link, target.oid).await?;
             pids.retain(|pid| now.contains(pid));
         }
-        self.leave(&link, target).await?;
-        result
+        Ok(count)
     }
 
     /// The role that is meant: by OID if it is known, and with this lease's mark in any case.
@@ -247,25 +247,31 @@ impl Ending<'_> {
         }
         let mut left: Vec<String> = sessions(link, oid).await?.into_iter().map(session_name).collect();
         left.extend(prepared(link, oid, None).await?.into_iter().map(|p| p.describe()));
-        Ok(outcome(left))
+        Ok(if left.is_empty() {
+            EndOutcome::Dropped
+        } else {
+            blocked(left)
+        })
     }
 
     async fn ladder(&self, link: Taken, found: Found, heir: &Heir) -> Result<EndOutcome, WarehouseError> {
         let target = &found.target;
         failpoint::at(Point::EndFound).await;
         if let Some(left) = self.lock_out(&link, &found, heir).await? {
-            return Ok(EndOutcome::Blocked(left));
+            return Ok(blocked(left));
         }
         let mut left = Vec::new();
         // Nearly every user owns nothing.
         if clean::count(&link, target.oid).await? > 0 {
-            self.join(&link, target).await?;
+            if !found.joined {
+                self.join(&link, target).await?;
+            }
             failpoint::at(Point::EndJoined).await;
             left = clean::clean(self, &link, target, heir).await?;
             failpoint::at(Point::EndCleaned).await;
             if clean::count(&link, target.oid).await? > clean::AT_ONCE {
                 // DROP ROLE would write a line about each.
-                return Ok(EndOutcome::Blocked(left));
+                return Ok(blocked(left));
             }
         }
         match self.drop_role(&link, target).await {
@@ -277,19 +283,18 @@ impl Ending<'_> {
             Err(failure) if failure.code() == LOCKED => {
                 // Somebody who has named the role in an open transaction, as in a grant, keeps it from being dropped.
                 left.extend(holders(&link, target.oid).await?);
+                let transactions = prepared(&link, target.oid, heir.role()).await?;
+                left.extend(transactions.iter().map(Prepared::describe));
                 if left.is_empty() {
                     return Err(failure.into());
                 }
-                Ok(EndOutcome::Blocked(left))
+                Ok(blocked(left))
             }
             Err(failure) if failure.code() == "2BP01" => {
                 if left.is_empty() {
                     left = clean::dependencies(self, &link, target.oid).await?;
                 }
-                if left.is_empty() {
-                    left.push("objects that the broker cannot see".to_owned());
-                }
-                Ok(EndOutcome::Blocked(left))
+                Ok(blocked(left))
             }
             Err(failure) => Err(failure.into()),
         }
@@ -300,7 +305,7 @@ impl Ending<'_> {
         let target = &found.target;
         let deadline = Instant::now() + self.config.fence_timeout;
         let mut can_login = found.can_login;
-        let mut joined = false;
+        let mut joined = found.joined;
         let mut empty = 0;
         let mut seen: Vec<i32> = Vec::new();
         loop {
@@ -340,12 +345,14 @@ impl Ending<'_> {
             // Most of the others are not ours to end. One that is and that stays is a login asleep after its checks;
             // one that goes by itself may be a login of another lease.
             let asleep: Vec<i32> = pids.unknown.iter().copied().filter(|pid| seen.contains(pid)).collect();
-            alive |= terminate(link, &asleep).await > 0;
+            alive |= terminate_asleep(link, target, &asleep).await > 0;
             seen.clone_from(&pids.unknown);
             for transaction in &transactions {
                 self.roll_back(transaction).await;
             }
-            empty = if alive || !pids.own.is_empty() || !transactions.is_empty() || can_login {
+            // What others have prepared can keep it from being dropped, and does nothing for it.
+            let prepared_own = transactions.iter().any(|transaction| transaction.owner == target.name);
+            empty = if alive || !pids.own.is_empty() || prepared_own || can_login {
                 0
             } else {
                 empty + 1
@@ -355,11 +362,11 @@ impl Ending<'_> {
                 return Ok(None);
             }
             if Instant::now() > deadline {
-                if let (true, Some(failure)) = (can_login, obstacle) {
-                    return Err(failure.into());
-                }
                 let mut left: Vec<String> = pids.own.into_iter().map(session_name).collect();
                 left.extend(transactions.iter().map(Prepared::describe));
+                if let (true, Some(failure)) = (can_login, obstacle) {
+                    return Err(failure.with_hint(left.join(", ")).into());
+                }
                 return Ok(Some(left));
             }
             tokio::time::sleep(BETWEEN_SCANS).await;
@@ -378,27 +385,8 @@ impl Ending<'_> {
         Ok(())
     }
 
-    /// The other way round. The grant that made the role, by the server itself, stays.
-    pub(super) async fn leave(&self, link: &Link, target: &Target) -> Result<(), Failure> {
-        let leave = Step::Revoke {
-            role: target.name.clone(),
-            from: BROKER.to_owned(),
-        };
-        match link
-            .run_again("leave a user's role", &plan::guarded(target, [leave]))
-            .await
-        {
-            // The server warns where the broker has left already.
-            Ok(_) | Err(Failure::Warned { .. }) => Ok(()),
-            Err(failure) => Err(failure),
-        }
-    }
-
     async fn drop_role(&self, link: &Link, target: &Target) -> Result<(), Failure> {
-        let act = Step::DropRole {
-            role: target.name.clone(),
-        };
-        match link.run_again("drop a user", &plan::guarded(target, [act])).await {
+        match link.run_again("drop a user", &plan::drop_role(target)).await {
             // Dropped by hand meanwhile; the caller looks for what it left.
             Err(failure) if failure.code() == "42704" => Ok(()),
             Err(failure) => Err(failure),
@@ -433,12 +421,25 @@ impl Ending<'_> {
     }
 }
 
-fn outcome(left: Vec<String>) -> EndOutcome {
-    if left.is_empty() {
-        EndOutcome::Dropped
-    } else {
-        EndOutcome::Blocked(left)
+/// What keeps a user, as it is stored, logged and shown: never nothing, and never long, whatever the user has made.
+fn blocked(mut left: Vec<String>) -> EndOutcome {
+    const NAMED: usize = 20;
+    const CHARACTERS: usize = 300;
+    let more = left.len().saturating_sub(NAMED);
+    left.truncate(NAMED);
+    for object in &mut left {
+        if let Some((cut, _)) = object.char_indices().nth(CHARACTERS) {
+            object.truncate(cut);
+            object.push('…');
+        }
     }
+    if more > 0 {
+        left.push(format!("and {more} more"));
+    }
+    if left.is_empty() {
+        left.push("something that the broker cannot see".to_owned());
+    }
+    EndOutcome::Blocked(left)
 }
 
 fn session_name(pid: i32) -> String {
@@ -447,7 +448,8 @@ fn session_name(pid: i32) -> String {
 
 async fn look(link: &Link, condition: &str) -> Result<Option<Found>, WarehouseError> {
     let text = format!(
-        "SELECT r.oid, r.rolname, pg_catalog.shobj_description(r.oid, 'pg_authid'), r.rolcanlogin FROM pg_catalog.pg_roles r WHERE {condition}"
+        "SELECT r.oid, r.rolname, pg_catalog.shobj_description(r.oid, 'pg_authid'), r.rolcanlogin, \
+         pg_catalog.pg_has_role(CURRENT_USER, r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE {condition}"
     );
     let rows = link.query("look for a user", &text).await?;
     Ok(rows.first().and_then(|row| {
@@ -458,6 +460,7 @@ async fn look(link: &Link, condition: &str) -> Result<Option<Found>, WarehouseEr
                 comment: row.get(2).unwrap_or_default().to_owned(),
             },
             can_login: row.get(3) == Some("t"),
+            joined: row.get(4) == Some("t"),
         })
     }))
 }

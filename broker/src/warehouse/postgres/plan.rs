@@ -95,6 +95,12 @@ pub(super) fn create_user(user: &NewUser, installation: &InstallationName, era: 
             text: mark.to_string(),
         },
     ];
+    // The right to end its sessions and to clean up after it, while no lock that it could take is in the way.
+    steps.push(Step::Grant {
+        roles: vec![name.clone()],
+        to: BROKER.to_owned(),
+        usage: Use::Both,
+    });
     steps.extend(settings(user, &name));
     let connect = DatabaseRoles::of(&user.database).connect;
     match &user.access {
@@ -238,17 +244,42 @@ pub(super) fn reconcile_owner(
     steps
 }
 
-/// An act on an existing user that can hit that user only: the comment takes the lock, then the OID is compared.
+/// An act on an existing user that can hit that user only: the name is compared with the OID before, and after, so that
+/// what hit another is rolled back. Nothing here waits for a lock on the role, since anybody can hold that one: the
+/// server takes it before it refuses a COMMENT, and keeps it until the client has read the refusal.
 pub(super) fn guarded(target: &Target, act: impl IntoIterator<Item = Step>) -> Vec<Step> {
-    let mut steps = vec![
+    let same = || Step::SameRole(target.clone());
+    std::iter::once(same())
+        .chain(act)
+        .chain(std::iter::once(same()))
+        .collect()
+}
+
+/// The drop of that user. No name is left to compare after it, so the comment takes the lock that keeps the name where
+/// it is; the drop needs that lock in any case.
+pub(super) fn drop_role(target: &Target) -> Vec<Step> {
+    vec![
         Step::Comment {
             role: target.name.clone(),
             text: target.comment.clone(),
         },
         Step::SameRole(target.clone()),
-    ];
-    steps.extend(act);
-    steps
+        Step::DropRole {
+            role: target.name.clone(),
+        },
+    ]
+}
+
+/// The end of a backend that is the user's; of one that is another's, nothing. As the user, since the broker could end
+/// those of every lease.
+pub(super) fn terminate_as(target: &Target, pid: i32) -> Vec<Step> {
+    vec![
+        Step::SameRole(target.clone()),
+        Step::SetLocalRole {
+            role: target.name.clone(),
+        },
+        Step::Terminate { pid },
+    ]
 }
 
 /// The personal role of this access, if it is one.

@@ -136,14 +136,9 @@ pub(super) enum Step {
     SetRole {
         role: String,
     },
-    /// For the rest of this message.
-    ActAs {
+    /// Until the end of the message.
+    SetLocalRole {
         role: String,
-    },
-    /// All rights on an object, whose text is the server's own, and what was handed on with them.
-    RevokeAll {
-        object: String,
-        from: String,
     },
     RollbackPrepared {
         gid: String,
@@ -164,6 +159,11 @@ pub(super) enum Step {
     /// All or none. The texts are `regprocedure`'s own, quoted by the server.
     DropRoutines {
         signatures: Vec<String>,
+    },
+    /// What the current role granted. The text is of [`super::clean`]'s query, quoted by the server.
+    RevokeAll {
+        on: String,
+        from: String,
     },
     DefaultPrivilege(DefaultPrivilege),
     ReassignOwned {
@@ -250,8 +250,7 @@ fn render(step: &Step, era: Era) -> String {
         }
         Step::Terminate { pid } => format!("SELECT pg_catalog.pg_terminate_backend({pid})"),
         Step::SetRole { role } => format!("SET ROLE {}", ident(role)),
-        Step::ActAs { role } => format!("SET LOCAL ROLE {}", ident(role)),
-        Step::RevokeAll { object, from } => format!("REVOKE ALL ON {object} FROM {} CASCADE", ident(from)),
+        Step::SetLocalRole { role } => format!("SET LOCAL ROLE {}", ident(role)),
         Step::RollbackPrepared { gid } => format!("ROLLBACK PREPARED {}", literal(gid)),
         Step::UnlinkLargeObjects { owner, limit } => format!(
             "SELECT pg_catalog.count(pg_catalog.lo_unlink(l.oid)) FROM (SELECT m.oid FROM pg_catalog.pg_largeobject_metadata m WHERE m.lomowner = {owner}::pg_catalog.oid LIMIT {limit}) l"
@@ -261,6 +260,7 @@ fn render(step: &Step, era: Era) -> String {
         }
         Step::SchemaOwner { schema, owner } => format!("ALTER SCHEMA {} OWNER TO {}", ident(schema), ident(owner)),
         Step::DropRoutines { signatures } => format!("DROP ROUTINE {}", signatures.join(", ")),
+        Step::RevokeAll { on, from } => format!("REVOKE ALL ON {on} FROM {} CASCADE", ident(from)),
         Step::DefaultPrivilege(given) => {
             let place = given.schema.as_ref();
             format!(

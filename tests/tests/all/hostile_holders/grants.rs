@@ -108,6 +108,17 @@ pub(super) const ATTACKS: &[Attack] = &[
     )
     .expiring(),
     attack(
+        "prepares a transaction as the owner role that locks its own table",
+        &[
+            Does(
+                "CREATE SCHEMA g{n}; GRANT ALL ON SCHEMA g{n} TO {me}; SET ROLE NONE; CREATE TABLE g{n}.t (i int); GRANT ALL ON g{n}.t TO dbt_analytics; \
+                 SET ROLE dbt_analytics",
+            ),
+            Does("BEGIN; LOCK TABLE g{n}.t IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION 'lock {n}'"),
+        ],
+    )
+    .quarantined_for("prepared transaction lock "),
+    attack(
         "prepares a transaction that owns a large object, in another database",
         &[TriesIn("postgres", "BEGIN; SET ROLE NONE; SELECT lo_create(900{n}); PREPARE TRANSACTION 'lo {n}'")],
     ),

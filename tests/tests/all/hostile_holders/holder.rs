@@ -197,6 +197,8 @@ impl<'a> Holder<'a> {
     /// What stands in the way is named to the holder, to the operator and in numbers; and steers no terminal.
     async fn is_reported(&self, view: &Value, object: &str) -> Result<()> {
         ensure!(view["blocked_by"].to_string().contains(object), "not named in {view}");
+        let length = view["blocked_by"].to_string().len();
+        ensure!(length < 10_000, "{length} bytes that the holder named");
         let log = self.scene.stack.broker.log()?;
         let named = log
             .lines()

@@ -93,6 +93,15 @@ pub(super) const ATTACKS: &[Attack] = &[
     )
     .quarantined_for("more than 5000 objects"),
     attack(
+        "owns hundreds of functions with long names that its own tables need",
+        &[own!(
+            "DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE format('CREATE FUNCTION %1$s_%2$s(%3$s) RETURNS int LANGUAGE sql RETURN 1', \
+             repeat('f', 50), i, rtrim(repeat('timestamp with time zone, ', 100), ', ')); EXECUTE format('CREATE VIEW v_%2$s AS SELECT %1$s_%2$s(%3$s)', \
+             repeat('f', 50), i, rtrim(repeat('now(), ', 100), ', ')); END LOOP; END $$"
+        )],
+    )
+    .quarantined_for("and 280 more"),
+    attack(
         "owns two hundred tables and as many sequences and types",
         &[own!(
             "DO $$ BEGIN FOR i IN 1..200 LOOP EXECUTE format('CREATE TABLE many_%s (i serial)', i); END LOOP; END $$"

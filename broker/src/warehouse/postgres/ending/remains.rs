@@ -73,6 +73,20 @@ pub(super) async fn terminate(link: &Link, pids: &[i32]) -> usize {
     told
 }
 
+/// The same for backends that nobody knows the user of: those of others go on.
+pub(super) async fn terminate_asleep(link: &Link, target: &Target, pids: &[i32]) -> usize {
+    let mut told = 0;
+    for pid in pids {
+        let answer = link
+            .run("end a login under way", &plan::terminate_as(target, *pid))
+            .await;
+        if answer.is_ok_and(|rows| rows.first().and_then(|row| row.get(0)) == Some("t")) {
+            told += 1;
+        }
+    }
+    told
+}
+
 pub(super) struct Prepared {
     pub(super) gid: String,
     pub(super) database: String,
@@ -81,7 +95,10 @@ pub(super) struct Prepared {
 
 impl Prepared {
     pub(super) fn describe(&self) -> String {
-        format!("prepared transaction {} in database {}", self.gid, self.database)
+        format!(
+            "prepared transaction {} of {} in database {}",
+            self.gid, self.owner, self.database
+        )
     }
 }
 

@@ -91,11 +91,17 @@ fn a_reader_inherits_its_groups_and_can_act_as_none() {
 }
 
 #[test]
-fn every_ending_statement_locks_the_name_and_compares_the_oid() {
+fn every_ending_statement_compares_the_oid_before_and_after_and_only_the_drop_locks_the_name() {
     let act = Step::NoLogin {
         role: target().name.clone(),
     };
-    insta::assert_snapshot!(message(&plan::guarded(&target(), [act]), Era::From16));
+    let [out, drop, asleep] = [
+        plan::guarded(&target(), [act]),
+        plan::drop_role(&target()),
+        plan::terminate_as(&target(), 4711),
+    ]
+    .map(|steps| message(&steps, Era::From16));
+    insta::assert_snapshot!(format!("{out}\n\n{drop}\n\n{asleep}"));
 }
 
 #[test]
@@ -119,11 +125,11 @@ fn what_is_owned_is_handed_over_and_the_rest_dropped_in_one_message() {
 #[test]
 fn what_was_handed_on_is_revoked_by_the_one_who_did() {
     let act = [
-        Step::ActAs {
+        Step::SetLocalRole {
             role: "kdbt_mal_0".into(),
         },
         Step::RevokeAll {
-            object: "TABLE marts.fruit".into(),
+            on: "TABLE marts.fruit".into(),
             from: target().name,
         },
     ];
@@ -212,8 +218,8 @@ proptest! {
             Step::NoLogin { role: any() },
             Step::ValidUntil { role: any(), until: Timestamp::from_unix(0) },
             Step::SetRole { role: any() },
-            Step::ActAs { role: any() },
-            Step::RevokeAll { object: "SCHEMA marts".to_owned(), from: any() },
+            Step::SetLocalRole { role: any() },
+            Step::RevokeAll { on: "SCHEMA marts".to_owned(), from: any() },
             Step::RollbackPrepared { gid: gid.clone() },
             Step::CreateSchema { name: any(), owner: gid.clone() },
             Step::SchemaOwner { schema: any(), owner: gid.clone() },
