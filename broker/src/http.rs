@@ -202,7 +202,7 @@ async fn nothing_here(State(http): State<Http>, request: Request) -> ApiError {
     }
 }
 
-/// The path exists, but not with this method.
+/// The path exists, but not with this method. Of a path that everybody may read, everybody is told.
 async fn wrong_method(State(http): State<Http>, request: Request) -> ApiError {
     match authenticated_if_api(&http, request).await {
         Err(refusal) => refusal,
@@ -211,7 +211,8 @@ async fn wrong_method(State(http): State<Http>, request: Request) -> ApiError {
 }
 
 async fn authenticated_if_api(http: &Http, mut request: Request) -> Result<(), ApiError> {
-    if request.uri().path().starts_with("/v1/") {
+    let path = request.uri().path();
+    if path.starts_with("/v1/") && !public::PATHS.contains(&path) {
         request.extract_parts_with_state::<Authenticated, _>(http).await?;
     }
     Ok(())

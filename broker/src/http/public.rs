@@ -11,6 +11,9 @@ use super::Http;
 /// Where RFC 9728 section 3 puts the metadata of a resource without a path.
 pub(super) const RESOURCE_METADATA_PATH: &str = "/.well-known/oauth-protected-resource";
 
+/// What stands under `/v1` and needs no token.
+pub(super) const PATHS: [&str; 2] = ["/v1/client-config", "/v1/openapi.json"];
+
 /// What the client needs to log its user in.
 #[utoipa::path(
     get, path = "/v1/client-config", tag = "public",

@@ -80,6 +80,18 @@ async fn every_call_but_the_public_ones_answers_401_without_a_token() {
 }
 
 #[tokio::test]
+async fn a_wrong_method_at_a_public_path_is_told_so_without_a_token() {
+    let broker = Broker::start().await;
+    for path in PUBLIC {
+        let answer = broker.send("TRACE", path, &[], None).await;
+        assert_eq!(answer.failure(), (405, "method-not-allowed".to_owned()), "{path}");
+        assert_eq!(answer.header("allow"), Some("GET,HEAD"), "{path}");
+    }
+    let answer = broker.send("TRACE", "/v1/leases", &[], None).await;
+    assert_eq!(answer.status, 401, "{answer:?}");
+}
+
+#[tokio::test]
 async fn every_problem_code_is_documented_and_every_call_refers_to_them() {
     let broker = Broker::start().await;
     let document = document(&broker).await;
