@@ -346,6 +346,7 @@ impl Service for Broker {
             rules,
             reason,
         } = request;
+        crate::issue::check_reason(reason.as_deref())?;
         let order = Order {
             target,
             rules,

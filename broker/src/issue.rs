@@ -82,13 +82,7 @@ pub(crate) async fn issue(broker: &Broker, who: &Identity, order: IssueOrder) ->
 fn check_order(broker: &Broker, who: &Identity, request: &OrderRequest) -> Result<(), UseCaseError> {
     let invalid =
         |detail: &str, hint: &str| Err(Problem::new(ProblemCode::InvalidOrder).detail(detail).hint(hint).into());
-    if request
-        .reason
-        .as_ref()
-        .is_some_and(|reason| reason.chars().count() > REASON_LIMIT)
-    {
-        return invalid("the reason has more than 500 characters", "shorten it");
-    }
+    check_reason(request.reason.as_deref())?;
     if request.verifier.is_some() && request.public_key.is_some() {
         return invalid(
             "`verifier` and `public_key` exclude each other",
@@ -107,6 +101,15 @@ fn check_order(broker: &Broker, who: &Identity, request: &OrderRequest) -> Resul
             "an owner proof is for callers without a session",
             "leave `owner_proof` out",
         );
+    }
+    Ok(())
+}
+
+/// What is refused in an order is not explained as if it were filled.
+pub(crate) fn check_reason(reason: Option<&str>) -> Result<(), UseCaseError> {
+    if reason.is_some_and(|reason| reason.chars().count() > REASON_LIMIT) {
+        let problem = Problem::new(ProblemCode::InvalidOrder).detail("the reason has more than 500 characters");
+        return Err(problem.hint("shorten it").into());
     }
     Ok(())
 }

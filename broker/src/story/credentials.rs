@@ -1,7 +1,7 @@
 //! What an order may bring for its user, and what it gets if it brings nothing.
 
 use kdbt_api::credential::{Iterations, PrivateKey, ScramVerifier};
-use kdbt_api::lease::{Connection, OrderRequest, SecretView};
+use kdbt_api::lease::{Connection, ExplainRequest, OrderRequest, SecretView};
 use kdbt_api::problem::ProblemCode;
 
 use super::world::{World, order, person};
@@ -41,6 +41,26 @@ async fn a_public_key_for_postgres_is_refused_before_anything_is_booked() {
     let (_, public) = PrivateKey::generate().unwrap();
     let order = brings(|request| request.public_key = Some(public));
     refused_with_nothing_booked(World::new(), order).await;
+}
+
+#[tokio::test]
+async fn a_reason_that_an_order_may_not_have_is_not_explained_as_if_it_might() {
+    let (world, ada) = (World::new(), person("ada", &["dev"]));
+    world.sweep().await.unwrap();
+    for (characters, refused) in [(500, false), (501, true)] {
+        let order = brings(|request| request.reason = Some("ä".repeat(characters)));
+        let asked = ExplainRequest {
+            target: order.request.target.clone(),
+            ttl: None,
+            rules: Vec::new(),
+            reason: order.request.reason.clone(),
+        };
+        let explained = world.broker().explain(&ada, asked).await;
+        let issued = world.broker().issue(&ada, order).await;
+        let codes = [explained.err(), issued.err()].map(|error| error.map(|error| error.problem.code));
+        let code = refused.then(|| ProblemCode::InvalidOrder.as_str().to_owned());
+        assert_eq!(codes, [code.clone(), code], "{characters}");
+    }
 }
 
 #[tokio::test]
