@@ -94,6 +94,13 @@ pub struct ScramVerifier {
 }
 
 impl ScramVerifier {
+    /// What every text of one matches, as a regular expression of JSON Schema: a salt of 16 to 64 bytes, keys of 32.
+    pub const PATTERN: &str = "^SCRAM-SHA-256\\$(?:1|4096):(?:\
+        (?:[A-Za-z0-9+/]{4}){5,21}[A-Za-z0-9+/][AQgw]==|\
+        (?:[A-Za-z0-9+/]{4}){5,20}[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|\
+        (?:[A-Za-z0-9+/]{4}){6,21})\
+        \\$[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$";
+
     /// The verifier of an ASCII password (no `SASLprep` is needed for what [`Password`] makes).
     #[must_use]
     pub fn derive(password: &[u8], salt: &[u8], iterations: Iterations) -> Self {
@@ -250,6 +257,9 @@ impl fmt::Debug for OwnerProof {
 pub struct ProofHash([u8; 32]);
 
 impl ProofHash {
+    /// What every text of one matches, as a regular expression of JSON Schema.
+    pub const PATTERN: &str = "^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$";
+
     /// The bytes, for the store.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
@@ -291,7 +301,7 @@ mod openapi {
         ($type:ty) => {
             impl PartialSchema for $type {
                 fn schema() -> RefOr<Schema> {
-                    String::schema()
+                    crate::openapi::text(<$type>::PATTERN)
                 }
             }
             impl ToSchema for $type {}
@@ -381,6 +391,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_text_of_a_documented_pattern_is_a_verifier_or_a_hash(
+            verifier in ScramVerifier::PATTERN.trim_start_matches('^').trim_end_matches('$'),
+            hash in ProofHash::PATTERN.trim_start_matches('^').trim_end_matches('$'),
+        ) {
+            prop_assert!(verifier.parse::<ScramVerifier>().is_ok(), "{verifier}");
+            prop_assert!(serde_json::from_value::<ProofHash>(hash.clone().into()).is_ok(), "{hash}");
+        }
+
         #[test]
         fn a_password_is_a_letter_and_31_letters_or_digits(seed: u64) {
             let password = Password::generate(&mut StdRng::seed_from_u64(seed));

@@ -65,7 +65,7 @@ impl<'de> Deserialize<'de> for LeaseId {
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for LeaseId {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        String::schema()
+        crate::openapi::text("^lse_[0-9a-f]{32}$")
     }
 }
 
@@ -87,6 +87,7 @@ pub struct OrderRequest {
     pub rules: Vec<RuleId>,
     /// Why, for the audit log; some rules require one. At most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 500))]
     pub reason: Option<String>,
     /// For PostgreSQL: the verifier of a password that the caller made. Without one, and without a public key, the
     /// broker makes the secret.
@@ -384,7 +385,6 @@ pub struct LeaseList {
 /// `POST /v1/revocations`. Exactly one selection: `mine`, or (admins) any of the others together.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RevocationRequest {
     /// All leases of the caller.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -405,6 +405,51 @@ pub struct RevocationRequest {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
 }
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for RevocationRequest {
+    /// A derived schema would allow every member beside every other one, and none.
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::schema::{AdditionalProperties, Type};
+        use utoipa::openapi::{ObjectBuilder, OneOfBuilder};
+        let selection = |what: &str, mine: bool| {
+            let word = |mine: bool| {
+                ObjectBuilder::new()
+                    .schema_type(Type::Boolean)
+                    .enum_values(Some([mine]))
+            };
+            let dry_run = ObjectBuilder::new()
+                .schema_type(Type::Boolean)
+                .description(Some("Say what would end, and end nothing."));
+            ObjectBuilder::new()
+                .description(Some(what))
+                .property("mine", word(mine))
+                .property("dry_run", dry_run)
+                .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+        };
+        let mine = selection("All leases of the caller.", true).required("mine");
+        let subject = selection("For admins: all of this person, the `sub` of the token.", false)
+            .property("subject", String::schema())
+            .required("subject")
+            .property("issuer", String::schema())
+            .property("rule", RuleId::schema())
+            .property("target", TargetName::schema());
+        let rule = selection("For admins: all that this rule joined.", false)
+            .property("rule", RuleId::schema())
+            .required("rule")
+            .property("target", TargetName::schema());
+        let target = selection("For admins: all on this target.", false)
+            .property("target", TargetName::schema())
+            .required("target");
+        let selections = [mine, subject, rule, target];
+        let one_of = selections.into_iter().fold(OneOfBuilder::new(), OneOfBuilder::item);
+        let one_of = one_of.description(Some("`POST /v1/revocations`. Exactly one selection."));
+        utoipa::openapi::Schema::OneOf(one_of.build()).into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for RevocationRequest {}
 
 /// `200` of `POST /v1/revocations`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -472,6 +517,7 @@ pub struct ExplainRequest {
     pub rules: Vec<RuleId>,
     /// As in an order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 500))]
     pub reason: Option<String>,
 }
 

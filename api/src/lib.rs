@@ -6,6 +6,8 @@ pub mod credential;
 pub mod hex;
 pub mod lease;
 pub mod name;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod problem;
 pub mod profile;
 pub mod terminal;

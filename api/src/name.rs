@@ -111,7 +111,7 @@ fn not_ours(name: &str) -> bool {
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $rule:expr) => {
+    ($(#[$doc:meta])* $type:ident, $pattern:expr, $rule:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $type(String);
@@ -148,12 +148,17 @@ macro_rules! name {
             }
         }
 
-        text_form!($type);
+        text_form!($type, $pattern);
     };
 }
 
 macro_rules! text_form {
-    ($type:ident) => {
+    ($type:ident, $pattern:expr) => {
+        impl $type {
+            /// What every one of them matches, as a regular expression of JSON Schema. Words that are reserved match too.
+            pub const PATTERN: &str = $pattern;
+        }
+
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(self.as_str())
@@ -176,7 +181,7 @@ macro_rules! text_form {
         #[cfg(feature = "openapi")]
         impl utoipa::PartialSchema for $type {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-                String::schema()
+                crate::openapi::text($type::PATTERN)
             }
         }
 
@@ -184,6 +189,9 @@ macro_rules! text_form {
         impl utoipa::ToSchema for $type {}
     };
 }
+
+const LABEL_PATTERN: &str = "^[a-z][a-z0-9_-]{0,62}$";
+const IDENTIFIER_PATTERN: &str = "^[A-Za-z_][A-Za-z0-9_$]{0,62}$";
 
 const LABEL: &str = "a lower-case letter, then letters, digits, `_` or `-`";
 const IDENTIFIER: &str = "a letter or `_`, then letters, digits, `_` or `$`";
@@ -216,39 +224,40 @@ macro_rules! identifier {
 
 name!(
     /// A server and a database in it, as policies and people name it: `prod`.
-    TargetName, label!("a target name")
+    TargetName, LABEL_PATTERN, label!("a target name")
 );
 name!(
     /// One PostgreSQL cluster or one Snowflake account: `dwh`.
-    ServerName, label!("a server name")
+    ServerName, LABEL_PATTERN, label!("a server name")
 );
 name!(
     /// The id of a policy rule: `analyst-read`.
-    RuleId, label!("a rule id")
+    RuleId, LABEL_PATTERN, label!("a rule id")
 );
 name!(
     /// One broker deployment; it stands in every mark, and other installations' users are never touched.
-    InstallationName, label!("an installation name")
+    InstallationName, LABEL_PATTERN, label!("an installation name")
 );
 name!(
     /// A durable role of the warehouse that a policy names. Never one of kdbt's own.
-    RoleName, identifier!("a role name", not_ours)
+    RoleName, IDENTIFIER_PATTERN, identifier!("a role name", not_ours)
 );
 name!(
     /// A schema of the warehouse.
-    SchemaName, identifier!("a schema name", unreserved)
+    SchemaName, IDENTIFIER_PATTERN, identifier!("a schema name", unreserved)
 );
 name!(
     /// A database of the warehouse.
-    DatabaseName, identifier!("a database name", unreserved)
+    DatabaseName, IDENTIFIER_PATTERN, identifier!("a database name", unreserved)
 );
 name!(
     /// A virtual warehouse of Snowflake: what computes, and what costs.
-    WarehouseName, identifier!("a warehouse name", unreserved)
+    WarehouseName, IDENTIFIER_PATTERN, identifier!("a warehouse name", unreserved)
 );
 name!(
     /// The name of a profile in `dbt_project.yml` and `profiles.yml`.
     ProfileName,
+    "^[A-Za-z_][A-Za-z0-9_.-]{0,127}$",
     Rule {
         what: "a profile name",
         form: "a letter or `_`, then letters, digits, `_`, `-` or `.`",
@@ -334,7 +343,7 @@ impl FromStr for Slug {
     }
 }
 
-text_form!(Slug);
+text_form!(Slug, "^[a-z][a-z0-9_]{0,23}$");
 
 /// The name of an ephemeral user: `kdbt_<slug>_<n>`, where n is a slot of that person on that server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -390,7 +399,7 @@ impl FromStr for DbUsername {
     }
 }
 
-text_form!(DbUsername);
+text_form!(DbUsername, "^kdbt_[a-z][a-z0-9_]{0,23}_[0-9]{1,5}$");
 
 /// The name of an ephemeral user as Snowflake stores it and its logs show it: in capitals, so that it needs no quotes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -427,7 +436,7 @@ impl FromStr for SnowflakeUsername {
     }
 }
 
-text_form!(SnowflakeUsername);
+text_form!(SnowflakeUsername, "^KDBT_[A-Z][A-Z0-9_]{0,23}_[0-9]{1,5}$");
 
 #[cfg(test)]
 mod tests {
@@ -522,7 +531,26 @@ mod tests {
         }
     }
 
+    /// The strategy that makes texts of a pattern knows no anchors.
+    fn texts_of(pattern: &str) -> impl Strategy<Value = String> + use<> {
+        let inner = pattern.trim_start_matches('^').trim_end_matches('$');
+        proptest::string::string_regex(inner).unwrap()
+    }
+
     proptest! {
+        #[test]
+        fn every_text_of_a_documented_pattern_is_a_name(
+            label in texts_of(TargetName::PATTERN),
+            profile in texts_of(ProfileName::PATTERN),
+            identifier in texts_of(RoleName::PATTERN),
+        ) {
+            prop_assert!(label.parse::<TargetName>().is_ok(), "{label}");
+            prop_assert!(label.parse::<RuleId>().is_ok(), "{label}");
+            prop_assert!(profile.parse::<ProfileName>().is_ok(), "{profile}");
+            let name = identifier.parse::<RoleName>();
+            prop_assert!(matches!(name, Ok(_) | Err(NameError::Reserved { .. })), "{identifier}");
+        }
+
         #[test]
         fn every_name_yields_a_valid_slug_and_never_a_durable_name(name in ".*", slot: u16, hex: [u8; 3]) {
             for slug in [Slug::from_name(&name), Slug::from_name(&name).with_suffix(hex)] {

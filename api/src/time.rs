@@ -125,6 +125,12 @@ impl Ttl {
     pub const LONGEST: Self = Self(30 * 24 * 3600);
     /// The shortest lifetime that can be written at all.
     pub const SHORTEST: Self = Self(1);
+    /// What every text of one matches, as a regular expression of JSON Schema: 1 to 2592000 seconds, 1 to 43200
+    /// minutes or 1 to 720 hours, with zeros before them.
+    pub const PATTERN: &str = "^0*(?:\
+        (?:[1-9][0-9]{0,5}|1[0-9]{6}|2[0-4][0-9]{5}|25[0-8][0-9]{4}|259[01][0-9]{3}|2592000)s|\
+        (?:[1-9][0-9]{0,3}|[1-3][0-9]{4}|4[0-2][0-9]{3}|43[01][0-9]{2}|43200)m|\
+        (?:[1-9][0-9]?|[1-6][0-9]{2}|7[01][0-9]|720)h)$";
 
     /// From a number of seconds.
     pub fn from_secs(seconds: u32) -> Result<Self, TtlError> {
@@ -230,7 +236,8 @@ mod openapi {
         fn schema() -> RefOr<Schema> {
             ObjectBuilder::new()
                 .schema_type(Type::String)
-                .pattern(Some("^[0-9]+[smh]$"))
+                .description(Some("A whole number and `s`, `m` or `h`: `1s` to `720h`."))
+                .pattern(Some(super::Ttl::PATTERN))
                 .examples([serde_json::json!("2h")])
                 .build()
                 .into()
@@ -275,7 +282,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_longest_and_shortest_durations_are_the_ends_of_the_documented_pattern() {
+        for (inside, outside) in [
+            ("2592000s", "2592001s"),
+            ("43200m", "43201m"),
+            ("720h", "721h"),
+            ("001s", "000s"),
+        ] {
+            assert!(inside.parse::<Ttl>().is_ok(), "{inside}");
+            assert!(outside.parse::<Ttl>().is_err(), "{outside}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn every_text_of_the_documented_pattern_is_a_duration(text in Ttl::PATTERN.trim_matches(['^', '$'])) {
+            prop_assert!(text.parse::<Ttl>().is_ok(), "{text}");
+        }
+
         #[test]
         fn a_duration_survives_its_own_text(seconds in 1..=Ttl::LONGEST.as_secs()) {
             let ttl = Ttl::from_secs(seconds).unwrap();

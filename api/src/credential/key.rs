@@ -210,7 +210,14 @@ impl<'de> Deserialize<'de> for PublicKey {
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for PublicKey {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        String::schema()
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .description(Some(
+                "An RSA key of 2048 to 4096 bits: PEM, or base64 of its DER on one line.",
+            ))
+            .max_length(Some(LONGEST))
+            .build()
+            .into()
     }
 }
 

@@ -6,6 +6,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
+use kdbt_api::problem::Problem;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -33,7 +34,8 @@ pub(super) async fn alive() -> Json<Health> {
     get, path = "/readyz", tag = "public",
     responses(
         (status = 200, description = "Ready", body = Health),
-        (status = 503, description = "Not ready"),
+        (status = 503, description = "Not ready, or overloaded",
+            content((Health = "application/json"), (Problem = "application/problem+json"))),
     )
 )]
 pub(super) async fn ready(State(http): State<Http>) -> (StatusCode, Json<Health>) {

@@ -26,13 +26,15 @@ use crate::service::{IssueOrder, Issued, LeaseQuery};
 /// `Accept: application/yaml` the answer is `profiles.yml` and nothing else.
 #[utoipa::path(
     post, path = "/v1/leases", tag = "leases", security(("token" = [])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 printable ASCII characters. The same key and body get the same lease.")),
+    params(("Idempotency-Key" = Option<String>, Header, pattern = "^[!-~]{1,255}$", description = "1 to 255 printable ASCII characters. The same key and body get the same lease.")),
     request_body = OrderRequest,
     responses(
         (status = 201, description = "A new lease", headers(("Location" = String, description = "The lease")),
             content((IssuedView = "application/json"), (String = "application/yaml"))),
-        (status = 200, description = "The lease that the idempotency key stands for",
+        (status = 200, description = "The lease that the idempotency key stands for", headers(("Location" = String, description = "The lease")),
             content((IssuedView = "application/json"), (String = "application/yaml"))),
+        (status = 409, description = "Not now, or not with this key"),
+        (status = 429, description = "Too many live leases"),
     )
 )]
 pub(super) async fn issue(
@@ -90,7 +92,8 @@ pub(super) struct ListQuery {
     subject: Option<String>,
     /// `next` of the page before.
     after: Option<LeaseId>,
-    /// How many: 1 to 500; 100 if absent.
+    /// How many; 100 if absent.
+    #[param(value_type = u16, required = false, minimum = 1, maximum = 500)]
     limit: Option<String>,
 }
 
@@ -125,10 +128,10 @@ impl TryFrom<ListQuery> for LeaseQuery {
 
 /// List leases: one's own; admins see all.
 #[utoipa::path(
-    get, path = "/v1/leases", tag = "leases", security(("token" = [])),
+    get, path = "/v1/leases", operation_id = "list_leases", tag = "leases", security(("token" = [])),
     params(
         ListQuery,
-        ("Kdbt-Owner-Proof" = Option<String>, Header, description = "Callers without a session see only leases whose proof this is."),
+        ("Kdbt-Owner-Proof" = Option<String>, Header, pattern = "^[!-~]{1,128}$", description = "Callers without a session see only leases whose proof this is."),
     ),
     responses((status = 200, description = "A page, newest first", body = LeaseList))
 )]
@@ -149,7 +152,7 @@ pub(super) async fn list(
     get, path = "/v1/leases/{id}", tag = "leases", security(("token" = [])),
     params(
         ("id" = LeaseId, Path, description = "The lease"),
-        ("Kdbt-Owner-Proof" = Option<String>, Header, description = "Callers without a session see only leases whose proof this is."),
+        ("Kdbt-Owner-Proof" = Option<String>, Header, pattern = "^[!-~]{1,128}$", description = "Callers without a session see only leases whose proof this is."),
     ),
     responses((status = 200, description = "The lease", body = LeaseView))
 )]
@@ -170,10 +173,13 @@ pub(super) async fn show(
     post, path = "/v1/leases/{id}/renew", tag = "leases", security(("token" = [])),
     params(
         ("id" = LeaseId, Path, description = "The lease"),
-        ("Kdbt-Owner-Proof" = Option<String>, Header, description = "Required of callers without a session."),
+        ("Kdbt-Owner-Proof" = Option<String>, Header, pattern = "^[!-~]{1,128}$", description = "Required of callers without a session."),
     ),
     request_body(content = Option<RenewRequest>, description = "May be left out"),
-    responses((status = 200, description = "The lease with its new end", body = LeaseView))
+    responses(
+        (status = 200, description = "The lease with its new end", body = LeaseView),
+        (status = 409, description = "Not in its state, or not under today's policy"),
+    )
 )]
 pub(super) async fn renew(
     Authenticated(who): Authenticated,
@@ -193,9 +199,12 @@ pub(super) async fn renew(
     post, path = "/v1/leases/{id}/cancel", tag = "leases", security(("token" = [])),
     params(
         ("id" = LeaseId, Path, description = "The lease"),
-        ("Kdbt-Owner-Proof" = Option<String>, Header, description = "Required of callers without a session."),
+        ("Kdbt-Owner-Proof" = Option<String>, Header, pattern = "^[!-~]{1,128}$", description = "Required of callers without a session."),
     ),
-    responses((status = 200, description = "How many sessions were ended", body = CancelledView))
+    responses(
+        (status = 200, description = "How many sessions were ended", body = CancelledView),
+        (status = 409, description = "Not in its state"),
+    )
 )]
 pub(super) async fn cancel(
     Authenticated(who): Authenticated,
@@ -214,7 +223,7 @@ pub(super) async fn cancel(
     delete, path = "/v1/leases/{id}", tag = "leases", security(("token" = [])),
     params(
         ("id" = LeaseId, Path, description = "The lease"),
-        ("Kdbt-Owner-Proof" = Option<String>, Header, description = "Required of callers without a session."),
+        ("Kdbt-Owner-Proof" = Option<String>, Header, pattern = "^[!-~]{1,128}$", description = "Required of callers without a session."),
     ),
     responses(
         (status = 200, description = "The user is gone", body = LeaseView),

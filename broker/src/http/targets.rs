@@ -11,7 +11,7 @@ use super::extract::StrictJson;
 
 /// List the targets that the caller may ask for.
 #[utoipa::path(
-    get, path = "/v1/targets", tag = "policy", security(("token" = [])),
+    get, path = "/v1/targets", operation_id = "list_targets", tag = "policy", security(("token" = [])),
     responses((status = 200, description = "In the order of their names", body = TargetList))
 )]
 pub(super) async fn list(

@@ -80,6 +80,34 @@ async fn every_call_but_the_public_ones_answers_401_without_a_token() {
 }
 
 #[tokio::test]
+async fn every_problem_code_is_documented_with_its_status_and_every_call_names_its_failures() {
+    let broker = Broker::start().await;
+    let document = document(&broker).await;
+    for code in ProblemCode::ALL {
+        let answer = &document["components"]["responses"][code.status().to_string()];
+        let table = answer["description"].as_str().unwrap();
+        assert!(table.contains(&format!("| `{code}` | {} |", code.title())), "{code}");
+        let schema = &answer["content"]["application/problem+json"]["schema"]["$ref"];
+        assert_eq!(schema, "#/components/schemas/Problem", "{code}");
+    }
+    for (method, path, operation) in calls(&document) {
+        let responses = operation["responses"].as_object().unwrap();
+        let mut needed = vec!["400", "414", "431", "500", "503"];
+        if operation.get("security").is_some() {
+            needed.extend(["401", "403"]);
+        }
+        if operation.get("requestBody").is_some() {
+            needed.extend(["413", "415", "422"]);
+        }
+        for status in needed {
+            assert!(responses.contains_key(status), "{method} {path} names no {status}");
+        }
+        // It would allow every status.
+        assert!(!responses.contains_key("default"), "{method} {path}");
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_method_at_a_public_path_is_told_so_without_a_token() {
     let broker = Broker::start().await;
     for path in PUBLIC {
@@ -92,18 +120,88 @@ async fn a_wrong_method_at_a_public_path_is_told_so_without_a_token() {
 }
 
 #[tokio::test]
-async fn every_problem_code_is_documented_and_every_call_refers_to_them() {
+async fn no_two_calls_have_one_name() {
+    let broker = Broker::start().await;
+    let mut names = BTreeSet::new();
+    for (method, path, operation) in calls(&document(&broker).await) {
+        let name = operation["operationId"].as_str().unwrap().to_owned();
+        assert!(names.insert(name), "{method} {path}: {}", operation["operationId"]);
+    }
+}
+
+#[tokio::test]
+async fn the_document_allows_null_nowhere_as_the_broker_takes_it_nowhere() {
+    let broker = Broker::start().await;
+    let text = document(&broker).await.to_string();
+    assert!(!text.contains("null"), "{text}");
+    let body = r#"{"target": "dev", "reason": null}"#;
+    for path in ["/v1/leases", "/v1/explain"] {
+        let answer = broker.call("POST", path, Some(body)).await;
+        assert_eq!(answer.failure(), (400, "malformed-request".to_owned()), "{path}");
+    }
+    let renew = broker
+        .call("POST", &format!("/v1/leases/{LEASE}/renew"), Some("null"))
+        .await;
+    assert_eq!(renew.failure(), (400, "malformed-request".to_owned()));
+}
+
+#[tokio::test]
+async fn every_answer_has_the_headers_that_the_document_names_for_it() {
     let broker = Broker::start().await;
     let document = document(&broker).await;
-    let table = document["components"]["responses"]["Problem"]["description"]
-        .as_str()
-        .unwrap();
-    for code in ProblemCode::ALL {
-        assert!(table.contains(&format!("| `{code}` | {} |", code.status())), "{code}");
-    }
     for (method, path, operation) in calls(&document) {
-        let reference = &operation["responses"]["default"]["$ref"];
-        assert_eq!(reference, "#/components/responses/Problem", "{method} {path}");
+        let place = path.replace("{id}", LEASE);
+        let body = r#"{"target": "dev", "mine": true}"#;
+        let answers = [
+            broker.call(&method, &place, None).await,
+            broker.call(&method, &place, Some(body)).await,
+            broker.call(&method, &place, Some(r#"{"target": "dev"}"#)).await,
+            broker.send(&method, &place, &[], None).await,
+        ];
+        for answer in answers {
+            let said = &operation["responses"][answer.status.to_string()];
+            let said = match said["$ref"].as_str() {
+                Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
+                None => said,
+            };
+            let headers = said["headers"].as_object();
+            let headers = headers.unwrap_or_else(|| panic!("{method} {path}: {} is not documented", answer.status));
+            for (name, header) in headers {
+                let name = name.to_lowercase();
+                let value = answer.header(&name);
+                assert!(value.is_some(), "{method} {path}: no {name} in {answer:?}");
+                if let Some(words) = header["schema"]["enum"].as_array() {
+                    assert!(words.iter().any(|word| word.as_str() == value), "{name} in {answer:?}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_is_taken_in_the_forms_that_the_document_has_and_in_no_other() {
+    let broker = Broker::start().await;
+    let document = document(&broker).await;
+    let schema = &document["components"]["schemas"]["RevocationRequest"];
+    assert_eq!(schema["oneOf"].as_array().map(Vec::len), Some(4), "{schema}");
+    for (body, status) in [
+        (r#"{"mine": true}"#, 200),
+        (
+            r#"{"subject": "alice", "issuer": "https://sso", "rule": "a", "target": "dev"}"#,
+            200,
+        ),
+        (r#"{"rule": "a", "target": "dev", "mine": false}"#, 200),
+        (r#"{"target": "dev", "dry_run": true}"#, 200),
+        ("{}", 400),
+        (r#"{"mine": false}"#, 400),
+        (r#"{"dry_run": true}"#, 400),
+        (r#"{"mine": true, "rule": "a"}"#, 400),
+        (r#"{"mine": true, "issuer": "https://sso"}"#, 400),
+        (r#"{"rule": "a", "issuer": "https://sso"}"#, 400),
+        (r#"{"issuer": "https://sso"}"#, 400),
+    ] {
+        let answer = broker.call("POST", "/v1/revocations", Some(body)).await;
+        assert_eq!(answer.status, status, "{body}: {answer:?}");
     }
 }
 
