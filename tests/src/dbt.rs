@@ -1,7 +1,6 @@
 //! Real dbt: the programs of a private Python environment, run on a copy of a project.
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,8 +23,7 @@ pub enum Dbt {
 impl Dbt {
     /// A program of the environment, such as `dbt` and `python`, if it has been fetched.
     pub fn program(self, name: &str) -> Option<PathBuf> {
-        let environment = self.place();
-        Some(environment.join("bin").join(name)).filter(|_| environment.join("complete").exists())
+        provision::program_of(&self.place(), name)
     }
 
     /// Our PATH with this dbt's programs, these folders and our client before it.
@@ -86,18 +84,7 @@ impl Dbt {
     }
 
     pub(crate) fn fetch(self) -> Result<()> {
-        let environment = self.place();
-        // Programs of a Python environment name its folder, so it is made where it stays.
-        run(Command::new("python3")
-            .args(["-m", "venv", "--clear"])
-            .arg(&environment))
-        .context("make a Python environment; it needs python3 with the module venv (Debian: python3-venv)")?;
-        let mut pip = Command::new(environment.join("bin/python"));
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .args(self.packages());
-        run(&mut pip)?;
-        fs::write(environment.join("complete"), "")?;
-        Ok(())
+        provision::fetch_environment(&self.place(), self.packages())
     }
 }
 

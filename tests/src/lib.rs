@@ -21,6 +21,7 @@ pub mod process;
 pub mod provision;
 pub mod reproduce;
 pub mod sbom;
+pub mod schemathesis;
 pub mod snowflake;
 pub mod stack;
 pub mod verify;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-/// Longer than any program of a test or the demo takes on a slow machine.
+/// Longer than nearly any program of a test or the demo takes on a slow machine.
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// How a program ended and what it said.
@@ -22,12 +22,17 @@ pub struct Finished {
 impl Finished {
     /// Runs it to its end without standard input.
     pub async fn of(command: Command) -> Result<Self> {
+        Self::within(command, PATIENCE).await
+    }
+
+    /// The same, for one that may take longer.
+    pub async fn within(command: Command, patience: Duration) -> Result<Self> {
         let program = command.get_program().display().to_string();
         let mut command = tokio::process::Command::from(command);
         command.stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(PATIENCE, command.output())
+        let output = tokio::time::timeout(patience, command.output())
             .await
-            .with_context(|| format!("`{program}` did not end within {} s", PATIENCE.as_secs()))?
+            .with_context(|| format!("`{program}` did not end within {} s", patience.as_secs()))?
             .with_context(|| format!("run `{program}`"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok(Self {

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::dbt::Dbt;
 use crate::keycloak;
 use crate::postgres::PgVersion;
+use crate::schemathesis;
 
 /// Something that a run of the tests or the demo may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,19 +27,22 @@ pub enum Need {
     Keycloak,
     /// dbt with an adapter, from `PyPI`.
     Dbt(Dbt),
+    /// Schemathesis, from `PyPI`.
+    Schemathesis,
     /// cargo-deny, from crates.io.
     Deny,
 }
 
 impl Need {
     /// What `cargo verify` needs.
-    pub const FOR_TESTS: [Self; 6] = [
+    pub const FOR_TESTS: [Self; 7] = [
         Self::Postgres15,
         Self::Postgres18,
         Self::Keycloak,
         Self::Dbt(Dbt::Postgres),
         Self::Dbt(Dbt::Snowflake),
         Self::Dbt(Dbt::OldSnowflake),
+        Self::Schemathesis,
     ];
 
     /// Debian's packages that it stands on, each with what shows that it is there.
@@ -56,7 +60,7 @@ impl Need {
                 ("maven", Presence::Check("mvn", &["--version"])),
                 ("unzip", Presence::Check("unzip", &["-v"])),
             ],
-            Self::Dbt(_) => &[VENV],
+            Self::Dbt(_) | Self::Schemathesis => &[VENV],
             Self::Deny => &[],
         }
     }
@@ -67,6 +71,7 @@ impl Need {
             Self::Postgres18 => PgVersion::Pg18.bin_dir().is_some(),
             Self::Keycloak => keycloak::home().is_some(),
             Self::Dbt(dbt) => dbt.program("dbt").is_some(),
+            Self::Schemathesis => schemathesis::program().is_some(),
             Self::Deny => deny_program().is_some(),
         }
     }
@@ -77,6 +82,7 @@ impl Need {
             Self::Postgres18 => fetch_postgres_18(),
             Self::Keycloak => keycloak::fetch(),
             Self::Dbt(dbt) => dbt.fetch(),
+            Self::Schemathesis => schemathesis::fetch(),
             Self::Deny => fetch_deny(),
         }
     }
@@ -89,6 +95,7 @@ impl fmt::Display for Need {
             Self::Postgres18 => f.write_str("PostgreSQL 18"),
             Self::Keycloak => f.write_str("Keycloak"),
             Self::Dbt(dbt) => dbt.fmt(f),
+            Self::Schemathesis => f.write_str("Schemathesis"),
             Self::Deny => f.write_str("cargo-deny"),
         }
     }
@@ -281,6 +288,23 @@ pub(crate) fn python() -> Result<PathBuf> {
         File::create(folder.join("complete"))?;
     }
     Ok(python)
+}
+
+/// Makes a Python environment with these packages of `PyPI`. Its programs name its folder, so it is made where it stays.
+pub(crate) fn fetch_environment(place: &Path, packages: &[&str]) -> Result<()> {
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(place))
+        .context("make a Python environment; it needs python3 with the module venv (Debian: python3-venv)")?;
+    let mut pip = Command::new(place.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(packages);
+    run(&mut pip)?;
+    fs::write(place.join("complete"), "")?;
+    Ok(())
+}
+
+/// A program of such an environment, if the environment is complete.
+pub(crate) fn program_of(environment: &Path, name: &str) -> Option<PathBuf> {
+    Some(environment.join("bin").join(name)).filter(|_| environment.join("complete").exists())
 }
 
 const DENY: &str = "0.20.2";

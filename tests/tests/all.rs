@@ -22,6 +22,8 @@ mod keycloak;
 mod keycloak_doctor;
 #[path = "all/main_job.rs"]
 mod main_job;
+#[path = "all/openapi.rs"]
+mod openapi;
 #[path = "all/oracle.rs"]
 mod oracle;
 #[path = "all/planted.rs"]
