@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level as Severity, Origin, Renderer, Snippet};
+use kdbt_api::terminal::visible;
 
 /// A text file as it was read.
 #[derive(PartialEq, Eq)]
@@ -270,7 +271,8 @@ impl fmt::Display for Diagnostic {
         if let Some(help) = &self.help {
             group = group.element(Severity::HELP.message(help.as_str()));
         }
-        f.write_str(&Renderer::plain().render(&[group]))
+        // A line of the file may hold what steers a terminal, and not all of it is the renderer's business.
+        f.write_str(&visible(&Renderer::plain().render(&[group])))
     }
 }
 

@@ -168,7 +168,7 @@ impl std::str::FromStr for PublicKey {
             return Err(KeyError::Size);
         }
         let armoured = text
-            .trim()
+            .trim_matches(|c: char| c.is_ascii_whitespace())
             .strip_prefix(PEM_BEGIN)
             .and_then(|rest| rest.strip_suffix(PEM_END));
         let der = match armoured {

@@ -62,6 +62,8 @@ fn a_mark_has_one_text_and_names_nobody_but_whom_it_names() {
             format!("{GOOD} owner=dbt_finance"),
             format!("{GOOD} owner=kdbt__own_ada end=1788300000"),
             format!("{GOOD} owner=- end=0"),
+            // Found: a time that could not be written.
+            format!("{GOOD} owner=a end=253402300799"),
         ]),
         words: &[
             "kdbt/1 ",
@@ -195,6 +197,8 @@ fn a_public_key_that_is_taken_has_one_encoding_and_a_bearable_size() {
             .map(|key| key.clone().into_bytes())
             .chain(der)
             .chain(bytes(keys.iter().map(|key| pem(key))))
+            // Found: taken for space around the key.
+            .chain(bytes(keys.iter().map(|key| format!("\u{2028}{}", pem(key)))))
             .collect(),
         words: &[
             "-----BEGIN PUBLIC KEY-----",
