@@ -173,7 +173,10 @@ async fn whoever_asks_whatever_the_broker_answers_what_its_document_says() {
         version: PgVersion::Pg18,
         postgres: PgOptions::default(),
         keycloak: false,
-        broker: BrokerOptions::new(test_policies()),
+        broker: BrokerOptions {
+            more: "limits: { leases_per_person: 40 }\n".to_owned(),
+            ..BrokerOptions::new(test_policies())
+        },
     };
     let mut stack = Stack::start(&options, |_| {}).await.unwrap();
     let length = Length::of_environment();
