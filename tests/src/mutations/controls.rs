@@ -141,7 +141,7 @@ pub const CONTROLS: &[Control] = &[
     Control {
         without: "S25 a login that sleeps after its checks is ended",
         file: "broker/src/warehouse/postgres/ending.rs",
-        find: "            alive |= terminate(link, &asleep).await > 0;\n",
+        find: "            alive |= terminate_asleep(link, target, &asleep).await > 0;\n",
         replace: "            let _ = asleep;\n",
         falls: "on_18::a_login_asleep_after_its_checks_is_ended",
     },
