@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rand::RngExt;
 use rustix::process::Signal;
 
@@ -266,7 +266,29 @@ impl Broker {
         self.process.as_ref().map(Watchdog::pid)
     }
 
-    /// Sends it a signal: HUP to reload, STOP to freeze, TERM to stop.
+    /// Freezes it, and waits until it is: the signal stops a thread only when that thread is next at the kernel's door, and
+    /// on a busy machine the others go on for a while.
+    pub async fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let tasks = format!("/proc/{}/task", self.pid().context("the broker does not run")?);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut frozen = true;
+            for task in fs::read_dir(&tasks)? {
+                let stat = fs::read_to_string(task?.path().join("stat")).unwrap_or_default();
+                // `1234 (name) T …`, where the name may hold anything.
+                let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+                frozen &= matches!(state, None | Some('T'));
+            }
+            if frozen {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the broker does not freeze");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Sends it a signal: HUP to reload, CONT to wake it, TERM to stop.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.as_ref().context("the broker does not run")?.signal(signal)
     }

@@ -68,7 +68,7 @@ async fn freeze_at(stack: &Stack, second: &mut Broker, point: Point) {
         tokio::spawn(async move { caller.renew(&id, "10m").await })
     });
     stack.broker.wait_at(point, logged).await.unwrap();
-    stack.broker.signal(Signal::STOP).unwrap();
+    stack.broker.freeze().await.unwrap();
     stack.broker.clear_script().unwrap();
     // Its expiry has passed by now, or will soon; the second broker knows no more of it than the catalog says.
     let expired = format!(
