@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Timestamp(i64);
 
 /// The last instant that can be written in every zone: a day before the year 9999 ends.
-const LAST_MILLIS: i64 = 253_402_207_200_999;
+const LAST_MILLIS: i64 = 253_402_207_200_000;
 
 impl Timestamp {
     /// From seconds since the epoch; what lies outside the years 1970 to 9999 is cut to them.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::reproduce::check_out;
+use crate::reproduce::{check_out, head};
 
 mod controls;
 
@@ -127,7 +127,7 @@ impl Room {
         if source.exists() {
             fs::remove_dir_all(&source)?;
         }
-        check_out(&source)?;
+        check_out(&head()?, &source)?;
         Ok(Self { source, target })
     }
 

@@ -22,8 +22,8 @@ const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// # Errors
 /// If something does not build, or git, tar or a disk refuses.
 pub fn reproduce() -> Result<bool> {
-    let commit = run(git().args(["rev-parse", "HEAD"]))?;
-    say(&format!("commit {}", commit.trim()));
+    let commit = head()?;
+    say(&format!("commit {commit}"));
     if !run(git().args(["status", "--porcelain"]))?.trim().is_empty() {
         say("what is not committed is not built");
     }
@@ -42,7 +42,7 @@ pub fn reproduce() -> Result<bool> {
         zone: "Pacific/Kiritimati",
     };
     mirror(&home, &far.home)?;
-    let (first, second) = (near.build()?, far.build()?);
+    let (first, second) = (near.build(&commit)?, far.build(&commit)?);
 
     let mut well = true;
     for (number, program) in SHIPPED.iter().enumerate() {
@@ -90,8 +90,8 @@ struct Built {
 }
 
 impl Place {
-    fn build(&self) -> Result<Built> {
-        check_out(&self.source)?;
+    fn build(&self, commit: &str) -> Result<Built> {
+        check_out(commit, &self.source)?;
         let folder = self.source.with_extension("release");
         say(&format!("building in {}", self.source.display()));
         let mut release = Command::new(self.source.join("deploy/release.sh"));
@@ -156,14 +156,22 @@ fn unlike_its_bill(program: &str, compiled: Option<&BTreeSet<String>>) -> Result
         .collect())
 }
 
-/// Lays what is committed into a folder, without git's own files.
+/// What is committed now. Who works for minutes asks once: another commit may come meanwhile.
+///
+/// # Errors
+/// If git refuses.
+pub fn head() -> Result<String> {
+    Ok(run(git().args(["rev-parse", "HEAD"]))?.trim().to_owned())
+}
+
+/// Lays a commit into a folder, without git's own files.
 ///
 /// # Errors
 /// If git, tar or the disk refuses.
-pub fn check_out(folder: &Path) -> Result<()> {
+pub fn check_out(commit: &str, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let archive = folder.with_extension("tar");
-    run(git().args(["archive", "--output"]).arg(&archive).arg("HEAD"))?;
+    run(git().args(["archive", "--output"]).arg(&archive).arg(commit))?;
     run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(folder))?;
     Ok(())
 }
