@@ -28,7 +28,7 @@ fn read(file: &str) -> String {
 }
 
 /// All Rust sources below these folders.
-fn sources(folders: &[&str]) -> Vec<String> {
+pub(super) fn sources(folders: &[&str]) -> Vec<String> {
     let mut folders: Vec<PathBuf> = folders.iter().map(|folder| repository().join(folder)).collect();
     let mut texts = Vec::new();
     while let Some(folder) = folders.pop() {

@@ -3,7 +3,6 @@
 //! every name; in schemas that are called like the broker's roles, and in `public`.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 use kdbt_api::credential::Iterations;
@@ -14,6 +13,8 @@ use kdbt_e2e::postgres::PgVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::documents::sources;
+
 /// What columns of the catalog, literals and results of functions are of.
 const TYPES: &str =
     "bool, \"char\", int2, int4, int8, oid, regclass, name, text, timestamptz, float8, numeric, oid[], aclitem[]";
@@ -21,29 +22,16 @@ const OPERATORS: &str = "=, <>, <, >, <=, >=, ||, +, -, *, /, %";
 
 /// The functions that our statements call.
 fn functions() -> BTreeSet<String> {
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../broker/src/warehouse/postgres")];
-    let mut names = BTreeSet::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                let calls = text
-                    .split("pg_catalog.")
-                    .skip(1)
-                    .filter_map(|rest| rest.split_once('('));
-                let calls = calls.map(|(name, _)| name);
-                names.extend(
-                    calls
-                        .filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
-                        .map(str::to_owned),
-                );
-            }
-        }
-    }
+    let text = sources(&["broker/src/warehouse/postgres"]).concat();
+    let calls = text
+        .split("pg_catalog.")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('('));
+    let names = calls.map(|(name, _)| name);
     names
+        .filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// A schema full of traps: whoever runs one makes the canary role, or fails for want of the right.
